@@ -1,0 +1,149 @@
+"""The nets of the benchmark, here with a dense hidden layer. The other two families differ in that layer only.
+
+    vectors:  Linear(input_size, h) -> ReLU -> hidden layer h x h -> ReLU -> Linear(h, output_size) -> Softmax
+    images:   ConvFeatureExtractorBase -> the net for vectors
+
+`FeedForwardNet` and `ConvNet` take the hidden layer as an argument: `nn.Linear` here, `SemiseparableLayer` in
+semiseparablemodels.py, `Rank1Layer` in rank1models.py. All nets return class probabilities.
+"""
+
+from numbers import Integral
+
+import torch
+from torch import nn
+
+
+class FeedForwardNet(nn.Module):
+    """Net for vectors with given hidden layers; (..., input_size) -> class probabilities (..., output_size).
+
+    :param hidden_layers: modules that map (..., hidden_layer_size) to (..., hidden_layer_size), in order
+    :raises ValueError: a size that is not a positive integer
+    """
+
+    def __init__(self, input_size, output_size, hidden_layer_size, hidden_layers, *, device=None, dtype=None):
+        super().__init__()
+        check_positive_integers(input_size=input_size, output_size=output_size, hidden_layer_size=hidden_layer_size)
+        self.input_layer = nn.Linear(input_size, hidden_layer_size, device=device, dtype=dtype)
+        self.hidden_layers = nn.ModuleList(hidden_layers)
+        self.output_layer = nn.Linear(hidden_layer_size, output_size, device=device, dtype=dtype)
+
+    def forward(self, X):
+        check_features(X, self.input_layer.in_features, self.input_layer.weight.dtype)
+        h = torch.relu(self.input_layer(X))
+        for hidden_layer in self.hidden_layers:
+            h = torch.relu(hidden_layer(h))
+        return torch.softmax(self.output_layer(h), dim=-1)
+
+
+class ConvFeatureExtractorBase(nn.Module):
+    """The convolutional part of the nets for images; (..., channels, height, width) -> (..., out_dim).
+
+    Conv 5 channels, kernel 5, stride 2 -> ReLU -> AvgPool 2 -> Conv 10 channels, kernel 5 -> ReLU -> AvgPool 2.
+    `out_dim` is 10 for images of 28 x 28 and of 32 x 32.
+
+    :param sample_input: one image (channels, height, width) or a batch of them; only its shape matters
+    :raises ValueError: not an image of 1 to 3 channels, or one too small for the two convolutions
+    """
+
+    def __init__(self, sample_input, *, device=None, dtype=None):
+        super().__init__()
+        self.image_shape = tuple(sample_input.shape[-3:])
+        if len(self.image_shape) != 3 or not 1 <= self.image_shape[0] <= 3:
+            raise ValueError(f"expected images (channels, height, width) with 1 to 3 channels, "
+                             f"got shape {tuple(sample_input.shape)}")
+        if min(self.image_shape[1:]) < 27:
+            raise ValueError(f"images of {self.image_shape[1]} x {self.image_shape[2]} are too small for the two "
+                             f"convolutions, which need 27 x 27")
+        self.layers = nn.Sequential(
+            nn.Conv2d(self.image_shape[0], 5, kernel_size=5, stride=2, device=device, dtype=dtype), nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(5, 10, kernel_size=5, device=device, dtype=dtype), nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            self.out_dim = self.layers(torch.zeros(1, *self.image_shape, device=device, dtype=dtype)).shape[1]
+
+    def forward(self, X):
+        if tuple(X.shape[-3:]) != self.image_shape:
+            raise ValueError(f"expected images (..., {', '.join(map(str, self.image_shape))}), "
+                             f"got shape {tuple(X.shape)}")
+        check_dtype(X, self.layers[0].weight.dtype)
+        # Conv2d takes one batch dimension: (..., channels, height, width) -> (batch, channels, height, width)
+        features = self.layers(X.reshape(-1, *self.image_shape))
+        return features.reshape(*X.shape[:-3], self.out_dim)
+
+
+class ConvNet(nn.Module):
+    """Net for images: the feature extractor, then a net for vectors on its features.
+
+    :param input_shape: (channels, height, width) of one image
+    :param make_vector_net: function from the number of features to the net for vectors
+    :raises ValueError: see ConvFeatureExtractorBase
+    """
+
+    def __init__(self, input_shape, make_vector_net, *, device=None, dtype=None):
+        super().__init__()
+        self.feature_extractor = ConvFeatureExtractorBase(torch.empty(input_shape, device="meta"),
+                                                          device=device, dtype=dtype)
+        self.vector_net = make_vector_net(self.feature_extractor.out_dim)
+
+    def forward(self, X):
+        return self.vector_net(self.feature_extractor(X))
+
+
+class StandardFFNN(FeedForwardNet):
+    """Net for vectors with dense layers; `nb_hidden_layers` of `hidden_layer_size` neurons each."""
+
+    def __init__(self, input_size, output_size, hidden_layer_size, nb_hidden_layers, *, device=None, dtype=None):
+        check_positive_integers(hidden_layer_size=hidden_layer_size, nb_hidden_layers=nb_hidden_layers)
+        # The input layer leads into the first hidden layer of neurons, so there is one matrix less than layers.
+        hidden_layers = [nn.Linear(hidden_layer_size, hidden_layer_size, device=device, dtype=dtype)
+                         for _ in range(nb_hidden_layers - 1)]
+        super().__init__(input_size, output_size, hidden_layer_size, hidden_layers, device=device, dtype=dtype)
+
+
+class StandardSLFFNN(StandardFFNN):
+    """StandardFFNN with one hidden layer of neurons."""
+
+    def __init__(self, input_size, output_size, hidden_layer_size, *, device=None, dtype=None):
+        super().__init__(input_size, output_size, hidden_layer_size, 1, device=device, dtype=dtype)
+
+
+class StandardTHLFFNN(StandardFFNN):
+    """StandardFFNN with two hidden layers of neurons, joined by one dense matrix: the benchmark's `standard_nn`."""
+
+    def __init__(self, input_size, output_size, hidden_layer_size, *, device=None, dtype=None):
+        super().__init__(input_size, output_size, hidden_layer_size, 2, device=device, dtype=dtype)
+
+
+class StandardTHLConvNet(ConvNet):
+    """Net for images with two hidden layers of neurons, joined by a dense matrix."""
+
+    def __init__(self, input_shape, output_size, hidden_layer_size, *, device=None, dtype=None):
+        super().__init__(input_shape, lambda nb_features: StandardTHLFFNN(
+            nb_features, output_size, hidden_layer_size, device=device, dtype=dtype), device=device, dtype=dtype)
+
+
+# ---- checks of arguments and inputs that all nets and layers share ----
+
+def check_positive_integers(**sizes):
+    """Raise ValueError for the first named size that is not an integer of 1 or more."""
+    for name, size in sizes.items():
+        # numbers.Integral rather than int: sizes often come from NumPy arrays.
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
+def check_dtype(X, dtype):
+    """Raise ValueError unless X has the dtype of the parameters, or a floating-point one under autocast."""
+    if X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
+        raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
+                         f"convert the input, X.to({dtype}), or the module, module.to({X.dtype})")
+
+
+def check_features(X, nb_features, dtype):
+    """Raise ValueError unless X is (..., nb_features) and has the right dtype, see check_dtype."""
+    if X.dim() == 0 or X.shape[-1] != nb_features:
+        raise ValueError(f"expected an input of shape (..., {nb_features}), got {tuple(X.shape)}")
+    check_dtype(X, dtype)
