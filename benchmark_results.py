@@ -1,0 +1,248 @@
+"""The file of results: plain data in a pickle, saved while the sweep runs, read back without executing anything.
+
+Notebooks need `load_results` only; it imports nothing but the standard library.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import platform
+import shutil
+import tempfile
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+# Hyperparameters that only choose which runs there are: a sweep with more of them contains all runs of one with less.
+SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list")
+# Hyperparameters that change neither the runs nor their results.
+EXECUTION_HYPERPARAMETERS = ("nb_jobs", "joblib_backend", "dask_scheduler_address")
+BYTES_PER_RUN = 20_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
+
+
+class Run(NamedTuple):
+    """Identity of one training."""
+    dataset: str
+    share: float
+    model_name: str
+    nb_neurons: int
+    iteration: int
+
+    def __str__(self):
+        return f"{self.dataset} {self.share:g}, {self.model_name}, {self.nb_neurons} neurons, iteration {self.iteration}"
+
+
+# ---- reading and writing ----
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        raise ValueError(f"it wants {module}.{name}, and plain Python data needs none of that")
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj):  # is not called for plain data
+        raise TypeError(f"results must be plain Python data, got {type(obj)}: {obj!r}")
+
+
+def load_results(path="benchmark_result.p"):
+    """The results dict in a file, which is read as data: nothing in it is executed.
+
+    :raises FileNotFoundError: there is no such file
+    :raises ValueError: the file is truncated, no results dict, or holds anything but plain Python data
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; python benchmark.py writes one")
+    try:
+        with path.open("rb") as file:
+            results = _PlainUnpickler(file).load()
+    # Malformed pickles raise exceptions of many types.
+    except Exception as problem:
+        raise ValueError(f"{path} is refused, it is no intact file of results: {problem}") from problem
+    if not isinstance(results, dict) or not all(name in results for name in (*SWEEP_LISTS, "nb_iterations", "failures")):
+        raise ValueError(f"{path} is refused, it holds no results of benchmark.py")
+    return results
+
+
+def save_results(results, path):
+    """Write plain Python data to a file that is complete at any moment: beside it, then moved into place.
+
+    :raises OSError: the file cannot be written; the old one is untouched
+    :raises TypeError: results hold anything but plain Python data
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            _PlainPickler(file, protocol=4).dump(results)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def get_environment(device, source_files=()):
+    """{name: str or int} of what the results may depend on beside the hyperparameters.
+
+    :param source_files: paths of scripts; their digest leaves out the ruled-off hyperparameters at the top
+    """
+    digest = hashlib.sha256()
+    for file in source_files:
+        text = Path(file).read_text(encoding="utf-8")
+        before, *block, after = text.split("\n# ====", 2) if text.count("\n# ====") > 1 else ("", text)
+        digest.update((before + after).encode())
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("torch", "numpy", "scikit-learn")},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "nb_cores": os.cpu_count(),
+        "device": str(device),
+        "start_time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "source_digest": digest.hexdigest(),
+    }
+
+
+# ---- a sweep's results, kept on disk ----
+
+class ResultsFile:
+    """Results of a sweep, saved by a thread in the background: at once while that is cheap, and so rarely that it
+    takes less than 5 % of the time, but at least once a minute, when the file is large.
+
+    Opening it resumes what an interrupted sweep left there, or a smaller one; any other file is renamed and kept.
+
+    :param hyperparameters: {name: plain value}, with the SWEEP_LISTS and nb_iterations
+    :raises OSError: the folder cannot be written, or the disk has no room for the results
+    """
+
+    LARGEST_SHARE_OF_TIME = 0.05
+    LONGEST_DELAY = 60  # seconds
+
+    def __init__(self, path, hyperparameters, environment):
+        self.path = Path(path)
+        self.results = {**hyperparameters, "environment": environment, "failures": []}
+        self.runs = [Run(dataset, share, model_name, nb_neurons, iteration)
+                     for dataset in hyperparameters["dataset_names"]
+                     for share in hyperparameters["training_set_shares"]
+                     for nb_neurons in hyperparameters["nb_neurons_list"]
+                     for model_name in hyperparameters["model_names"]
+                     for iteration in range(hyperparameters["nb_iterations"])]
+        for run in self.runs:  # so that the order in the file is that of the sweep, whatever ends first
+            self._iterations(run)
+        self.message = self._resume()
+        needed = 2 * BYTES_PER_RUN * len(self.runs)  # the old file and the one beside it
+        free = shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise OSError(f"the disk of {self.path} has {free / 1e6:.0f} MB left, the results of {len(self.runs)} runs "
+                          f"may need {needed / 1e6:.0f} MB")
+        save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
+        self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), False
+        self._problem, self._duration = None, 0.0
+        self._saver = threading.Thread(target=self._save_in_background, daemon=True)
+        self._saver.start()
+
+    @property
+    def missing_runs(self):
+        """Runs without a result, in the order of the sweep."""
+        return [run for run in self.runs if run.iteration not in self._iterations(run)]
+
+    def add(self, run, result):
+        """Record the result (a plain dict) of a finished run."""
+        with self._lock:
+            self._iterations(run)[run.iteration] = result
+        self._changed.set()
+
+    def add_failure(self, reason, dataset, share=None, model_name=None, nb_neurons=None, iteration=None):
+        """Record what could not be run; None stands for all shares, models, widths or iterations."""
+        with self._lock:
+            self.results["failures"].append(dict(dataset=dataset, share=share, model_name=model_name,
+                                                 nb_neurons=nb_neurons, iteration=iteration, reason=reason))
+        self._changed.set()
+
+    def close(self):
+        """Save what is not saved yet; if that fails, in the folder for temporary files, and raise OSError."""
+        self._closing = True
+        self._changed.set()
+        self._saver.join()
+        try:
+            save_results(self.results, self.path)
+        except OSError as problem:
+            elsewhere = Path(tempfile.mkdtemp(prefix="benchmark_result_"), self.path.name)
+            save_results(self.results, elsewhere)
+            raise OSError(f"{self.path} cannot be written any more ({problem}); all results are in {elsewhere}") from problem
+
+    def _iterations(self, run):
+        results = self.results
+        for key in run[:-1]:
+            results = results.setdefault(key, {})
+        return results
+
+    def _resume(self):
+        """Take over the runs of the file that is there, or set it aside; what was done, as a sentence."""
+        if not self.path.exists():
+            return f"{len(self.runs)} runs to do"
+        try:
+            old = load_results(self.path)
+            difference = self._difference(old)
+        # Plain data can still be of another shape than results.
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            difference = str(problem)
+        if difference:
+            stamp = datetime.fromtimestamp(self.path.stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
+            kept = self.path.with_name(f"{self.path.stem}_{stamp}{self.path.suffix}")
+            while kept.exists():
+                kept = kept.with_name(f"{kept.stem}_{self.path.suffix}")
+            os.replace(self.path, kept)
+            return f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: {difference}"
+        for run in self.runs:
+            try:
+                self._iterations(run)[run.iteration] = old[run.dataset][run.share][run.model_name][run.nb_neurons][run.iteration]
+            except KeyError:
+                pass
+        nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
+        if not nb_missing:
+            return f"complete: all {len(self.runs)} runs are there"
+        return (f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
+                + (f", {nb_failures} recorded failures are tried again" if nb_failures else ""))
+
+    def _difference(self, old):
+        """Why runs of an old file are not those of this sweep, or it has others; None if this sweep contains them."""
+        new = self.results
+        for name in SWEEP_LISTS:
+            if not set(old[name]) <= set(new[name]):
+                return f"{name} lacks {', '.join(map(str, set(old[name]) - set(new[name])))}"
+        if old["nb_iterations"] > new["nb_iterations"]:
+            return f"nb_iterations was {old['nb_iterations']}"
+        values_old, values_new = ({name: value for name, value in results.items()
+                                   if name not in (*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, *results["dataset_names"],
+                                                   "nb_iterations", "environment", "failures")} for results in (old, new))
+        for name in {**values_new, **values_old}:
+            if name not in values_old or name not in values_new or values_old[name] != values_new[name]:
+                return f"{name} was {values_old.get(name)!r}, is {values_new.get(name)!r}"
+        for name in ("source_digest", "torch", "numpy", "scikit-learn"):
+            if old["environment"].get(name) != new["environment"].get(name):
+                return "the source files have changed" if name == "source_digest" else f"another version of {name}"
+        return None
+
+    def _save_in_background(self):
+        while not self._closing:
+            self._changed.wait()
+            self._changed.clear()
+            if self._closing:
+                return
+            start = time.monotonic()
+            try:
+                with self._lock:
+                    save_results(self.results, self.path)
+            except OSError as problem:
+                # It may pass; `close` tries again and reports it.
+                self._problem = problem
+            duration = time.monotonic() - start
+            delay = min(duration / self.LARGEST_SHARE_OF_TIME, self.LONGEST_DELAY)
+            deadline = time.monotonic() + delay
+            while not self._closing and time.monotonic() < deadline:
+                time.sleep(min(0.05, delay))

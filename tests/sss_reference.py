@@ -1,0 +1,119 @@
+"""The slow, obviously correct SSS matrix: reference for SemiseparableLayer, independent of how it computes.
+
+Nothing here calls a method of the layer. Its padded parameters are cut to the true sizes of their stages, written here
+as in the definition, and handled one stage at a time.
+"""
+
+import torch
+
+STATE_MATRICES = "ABCDEFG"
+
+
+def true_shapes(layer):
+    """{name: [(rows, columns) of stage k, for k = 0 .. K-1]} without padding."""
+    d, m = layer.state_dims, layer.inputoutput_dim
+    stages = range(layer.nb_states)
+    return {
+        "A": [(d[k + 1], d[k]) for k in stages],
+        "B": [(d[k + 1], m) for k in stages],
+        "C": [(m, d[k]) for k in stages],
+        "D": [(m, m) for k in stages],
+        "E": [(d[k], d[k + 1]) for k in stages],
+        "F": [(d[k], m) for k in stages],
+        "G": [(m, d[k + 1]) for k in stages],
+    }
+
+
+def stages_of(layer, stacked=None):
+    """{name: [matrix of stage k]}: the true entries, views of the layer's parameters or of other `stacked` tensors."""
+    if stacked is None:
+        stacked = {name: getattr(layer, name) for name in STATE_MATRICES}
+    return {name: [stacked[name][k, :rows, :columns] for k, (rows, columns) in enumerate(shapes)]
+            for name, shapes in true_shapes(layer).items()}
+
+
+def padding_of(layer):
+    """{name: bool tensor like the parameter, True in the padding}."""
+    padding = {name: torch.ones_like(getattr(layer, name), dtype=torch.bool) for name in STATE_MATRICES}
+    for matrices in stages_of(layer, padding).values():
+        for matrix in matrices:
+            matrix[:] = False
+    return padding
+
+
+def dense_matrix(layer):
+    """T (n, n), block by block, differentiable:
+
+        T_ij = C_i A_{i-1} .. A_{j+1} B_j  (i > j),   D_i  (i = j),   G_i E_{i+1} .. E_{j-1} F_j  (i < j)
+    """
+    A, B, C, D, E, F, G = stages_of(layer).values()
+    K = layer.nb_states
+    T = [[None] * K for _ in range(K)]
+    for j in range(K):
+        T[j][j] = D[j]
+        x = B[j]
+        for i in range(j + 1, K):
+            T[i][j] = C[i] @ x  # x = A_{i-1} .. A_{j+1} B_j
+            x = A[i] @ x
+        z = F[j]
+        for i in range(j - 1, -1, -1):
+            T[i][j] = G[i] @ z  # z = E_{i+1} .. E_{j-1} F_j
+            z = E[i] @ z
+    return torch.cat([torch.cat(row, 1) for row in T])
+
+
+def recursion(layer, u):
+    """The layer as the paper computes it, stage after stage: u (batch, n) -> y (batch, n).
+
+        x_{k+1} = A_k x_k + B_k u_k                 causal,     k = 0 .. K-1
+        z_{k-1} = E_k z_k + F_k u_k                 anticausal, k = K-1 .. 0
+        y_k     = C_k x_k + D_k u_k + G_k z_k
+    """
+    A, B, C, D, E, F, G = stages_of(layer).values()
+    K, m = layer.nb_states, layer.inputoutput_dim
+    u = [u_k.T for u_k in u.split(m, 1)]  # K slices (m, batch)
+    x, z = [None] * (K + 1), [None] * (K + 1)
+    x[0] = z[K] = u[0].new_zeros(0, u[0].shape[1])
+    for k in range(K):
+        x[k + 1] = A[k] @ x[k] + B[k] @ u[k]
+    for k in range(K - 1, -1, -1):
+        z[k] = E[k] @ z[k + 1] + F[k] @ u[k]  # z[k + 1] is the state z_k, which enters stage k
+    y = [C[k] @ x[k] + D[k] @ u[k] + G[k] @ z[k + 1] for k in range(K)]
+    return torch.cat(y).T + layer.bias
+
+
+@torch.no_grad()
+def randomise(layer, seed=0):
+    """Random true entries; the padding stays zero. A_k and E_k are (parts of) orthogonal matrices: so neither do
+    products of many explode, nor do they vanish, which would hide errors far from the diagonal."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, matrices in stages_of(layer).items():
+        for matrix in matrices:
+            values = torch.randn(*matrix.shape, generator=generator, dtype=torch.float64)
+            if name in "AE" and matrix.numel():
+                square = torch.randn(max(matrix.shape), max(matrix.shape), generator=generator, dtype=torch.float64)
+                values = torch.linalg.qr(square).Q[:matrix.shape[0], :matrix.shape[1]]
+            matrix.copy_(values)
+    layer.bias.copy_(torch.randn(layer.input_size, generator=generator, dtype=torch.float64))
+    return layer
+
+
+@torch.no_grad()
+def load_stages(layer, arrays, pattern):
+    """Copy the authors' arrays, one per stage, into the layer.
+
+    :param arrays: mapping from names to arrays
+    :param pattern: how names are built: "{name}_{k}" for A_3, "init/hidden_layer.{name}.{k}" for init/hidden_layer.A.3
+    """
+    for name, matrices in stages_of(layer).items():
+        for k, matrix in enumerate(matrices):
+            array = torch.as_tensor(arrays[pattern.format(name=name, k=k)])
+            assert array.shape == matrix.shape, (name, k, array.shape, matrix.shape)
+            matrix.copy_(array)
+    return layer
+
+
+def to_stages(layer, stacked, pattern):
+    """The inverse: {array name: array} of tensors that are stacked like the layer's parameters, its gradients say."""
+    return {pattern.format(name=name, k=k): matrix.detach().numpy()
+            for name, matrices in stages_of(layer, stacked).items() for k, matrix in enumerate(matrices)}
