@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
-from benchmark_results import ResultsFile, Run, get_environment
+from benchmark_results import SWEEP_LISTS, ResultsFile, Run, get_environment
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import get_loss_and_accuracy, get_nb_model_parameters, train_model
@@ -188,10 +188,13 @@ def derive_seed(*identity):
 
 def check_hyperparameters():
     """{name: plain value} of all hyperparameters; ValueError for the first that cannot work."""
+    def plain(value):  # NumPy's numbers and pathlib's paths work as hyperparameters, but are no plain data
+        return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
+
     hyperparameters = {"dataset_names": [get_dataset_name_for_loading_function(f) for f in dataset_loading_functions],
-                       **{name: globals()[name] for name in RESULT_HYPERPARAMETERS}}
-    for name in ("dataset_names", "model_names", "nb_neurons_list", "training_set_shares"):
-        values = hyperparameters[name] = [getattr(value, "item", lambda: value)() for value in hyperparameters[name]]
+                       **{name: plain(globals()[name]) for name in RESULT_HYPERPARAMETERS}}
+    for name in SWEEP_LISTS:
+        values = hyperparameters[name] = [plain(value) for value in hyperparameters[name]]
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be a list without repetitions of one entry or more, got {values}")
     for model_name in model_names:

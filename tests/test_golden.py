@@ -35,7 +35,7 @@ def authors_layer(golden):
     return layer
 
 
-def assert_float32_equal(actual, expected, what):
+def assert_equal_in_float32(actual, expected, what):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=what)
 
 
@@ -46,20 +46,21 @@ def test_every_recorded_file_is_tested():
 
 
 @EVERY_LAYER
-def test_output_and_every_gradient_equal_the_authors(file):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 shows how much of it is their rounding
+def test_output_and_every_gradient_equal_the_authors(file, dtype):
     golden = load(file)
-    layer = authors_layer(golden)
-    u = torch.from_numpy(golden["input"]).requires_grad_()
+    layer = authors_layer(golden).to(dtype)
+    u = torch.from_numpy(golden["input"]).to(dtype).requires_grad_()
     y = layer(u)
-    y.backward(torch.from_numpy(golden["cotangent"]))
+    y.backward(torch.from_numpy(golden["cotangent"]).to(dtype))
 
-    assert_float32_equal(y.detach(), golden["output"], "output")
-    assert_float32_equal(u.grad, golden["grad_input"], "input")
-    assert_float32_equal(layer.bias.grad, golden["grad_bias"], "bias")
+    assert_equal_in_float32(y.detach(), golden["output"], "output")
+    assert_equal_in_float32(u.grad, golden["grad_input"], "input")
+    assert_equal_in_float32(layer.bias.grad, golden["grad_bias"], "bias")
     gradients = to_stages(layer, {name: getattr(layer, name).grad for name in STATE_MATRICES}, "grad_{name}_{k}")
     assert len(gradients) == 7 * layer.nb_states
     for name, gradient in gradients.items():
-        assert_float32_equal(gradient, golden[name], name)
+        assert_equal_in_float32(gradient, golden[name], name)
 
 
 @EVERY_LAYER
