@@ -111,7 +111,7 @@ def get_environment(device, source_files=()):
 
 class ResultsFile:
     """Results of a sweep, saved by a thread in the background: at once while that is cheap, and so rarely that it
-    takes less than 5 % of the time, but at least once a minute, when the file is large.
+    takes about 2 % of the time, but at least once a minute, when the file is large.
 
     Opening it resumes what an interrupted sweep left there, or a smaller one; any other file is renamed and kept.
 
@@ -119,7 +119,7 @@ class ResultsFile:
     :raises OSError: the folder cannot be written, or the disk has no room for the results
     """
 
-    LARGEST_SHARE_OF_TIME = 0.05
+    LARGEST_SHARE_OF_TIME = 0.02
     LONGEST_DELAY = 60  # seconds
 
     def __init__(self, path, hyperparameters, environment):

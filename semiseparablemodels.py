@@ -16,9 +16,9 @@ are merged first, exactly, into chunks of about 64 inputs; then few and large pr
     2. merge             r neighbouring stages are one stage with r times the inputs
     3. apply the chunks  states from inputs, a short recursion over the chunks, outputs from states and inputs
 
-The transpose of the anticausal part is causal with matrices Eᵀ, Gᵀ, Fᵀ in place of A, B, C. So steps 1 and 2 handle
-both parts alike, stacked in one batch. Both recursions are differentiated by hand: the
-paper's backpropagation through states.
+The transpose of the anticausal part is causal with matrices Eᵀ, Gᵀ, Fᵀ in place of A, B, C, so that steps 1 and 2
+handle both parts alike, stacked in one batch. The backward pass is the paper's backpropagation through states: the
+recursions of steps 2 and 3 run in reverse, on gradients of states, and products give the gradients of all matrices.
 
 Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39 (the layer); Dewilde and van der Veen, *Time-Varying Systems
 and Computations* (realisation); Chandrasekaran et al., SIAM J. Matrix Anal. Appl. 27(2), 2005 (SSS arithmetic).
@@ -125,10 +125,8 @@ class SemiseparableLayer(nn.Module):
 
     def forward(self, u):
         check_features(u, self.input_size, self.bias.dtype)
-        # (..., n) -> (batch, n), one chunk length at a time from here on
-        batch = u.reshape(-1, self.input_size)
-        autocast = torch.is_autocast_enabled(u.device.type)
-        if not autocast:
+        batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
+        if not torch.is_autocast_enabled(u.device.type):
             return self._apply_matrix(batch).reshape(u.shape)
         # The stages are merged in the parameters' precision; only the large products take the lower one.
         dtype = torch.get_autocast_dtype(u.device.type)

@@ -1,7 +1,7 @@
 """The slow, obviously correct SSS matrix: reference for SemiseparableLayer, independent of how it computes.
 
-Nothing here calls a method of the layer. Its padded parameters are cut to the true sizes of their stages, written here
-as in the definition, and handled one stage at a time.
+Nothing here calls a method of the layer. Its padded parameters are cut to the true sizes of their stages,
+which are written down here once more, and handled one stage at a time.
 """
 
 import torch
@@ -25,7 +25,7 @@ def true_shapes(layer):
 
 
 def stages_of(layer, stacked=None):
-    """{name: [matrix of stage k]}: the true entries, views of the layer's parameters or of other `stacked` tensors."""
+    """{name: [matrix of stage k]}: true entries, views of the parameters or of other `stacked` tensors."""
     if stacked is None:
         stacked = {name: getattr(layer, name) for name in STATE_MATRICES}
     return {name: [stacked[name][k, :rows, :columns] for k, (rows, columns) in enumerate(shapes)]
@@ -84,14 +84,15 @@ def recursion(layer, u):
 
 @torch.no_grad()
 def randomise(layer, seed=0):
-    """Random true entries; the padding stays zero. A_k and E_k are (parts of) orthogonal matrices: so neither do
-    products of many explode, nor do they vanish, which would hide errors far from the diagonal."""
+    """Random true entries; the padding stays zero. A_k and E_k are (parts of) orthogonal matrices: products
+    of many neither explode nor vanish, which would hide errors far from the diagonal."""
     generator = torch.Generator().manual_seed(seed)
     for name, matrices in stages_of(layer).items():
         for matrix in matrices:
             values = torch.randn(*matrix.shape, generator=generator, dtype=torch.float64)
             if name in "AE" and matrix.numel():
-                square = torch.randn(max(matrix.shape), max(matrix.shape), generator=generator, dtype=torch.float64)
+                size = max(matrix.shape)
+                square = torch.randn(size, size, generator=generator, dtype=torch.float64)
                 values = torch.linalg.qr(square).Q[:matrix.shape[0], :matrix.shape[1]]
             matrix.copy_(values)
     layer.bias.copy_(torch.randn(layer.input_size, generator=generator, dtype=torch.float64))
@@ -103,7 +104,8 @@ def load_stages(layer, arrays, pattern):
     """Copy the authors' arrays, one per stage, into the layer.
 
     :param arrays: mapping from names to arrays
-    :param pattern: how names are built: "{name}_{k}" for A_3, "init/hidden_layer.{name}.{k}" for init/hidden_layer.A.3
+    :param pattern: how names are built: "{name}_{k}" for A_3, "init/hidden_layer.{name}.{k}" for
+        init/hidden_layer.A.3
     """
     for name, matrices in stages_of(layer).items():
         for k, matrix in enumerate(matrices):
@@ -114,6 +116,6 @@ def load_stages(layer, arrays, pattern):
 
 
 def to_stages(layer, stacked, pattern):
-    """The inverse: {array name: array} of tensors that are stacked like the layer's parameters, its gradients say."""
+    """The inverse: {array name: array} of tensors stacked like the layer's parameters, its gradients say."""
     return {pattern.format(name=name, k=k): matrix.detach().numpy()
             for name, matrices in stages_of(layer, stacked).items() for k, matrix in enumerate(matrices)}

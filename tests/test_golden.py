@@ -13,9 +13,20 @@ from sss_reference import STATE_MATRICES, dense_matrix, load_stages, to_stages
 from standardmodels import StandardTHLFFNN
 
 GOLDEN_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "golden"
-LAYER_FILES = [f"layer_n{n}_d{d}_io{m}.npz" for n, d, m in ((7, 5, 1), (12, 3, 2), (50, 1, 1), (50, 5, 1), (60, 4, 10))]
-TRAINING_FILES = [f"training_{family}_n20.npz" for family in ("standard_nn", "ss_1_dim", "ss_3_dim", "rank_1")]
+LAYER_FILES = [f"layer_n{n}_d{d}_io{m}.npz"
+               for n, d, m in ((7, 5, 1), (12, 3, 2), (50, 1, 1), (50, 5, 1), (60, 4, 10))]
+TRAINING_FILES = [f"training_{family}_n20.npz"
+                  for family in ("standard_nn", "ss_1_dim", "ss_3_dim", "rank_1")]
 EVERY_LAYER = pytest.mark.parametrize("file", LAYER_FILES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products are no faster on several threads, and far slower when other programs run."""
+    nb_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(nb_threads)
 
 
 def load(file):
@@ -26,8 +37,8 @@ def load(file):
 
 
 def authors_layer(golden):
-    layer = SemiseparableLayer(len(golden["bias"]), int(golden["statespace_dim"]), int(golden["inputoutput_dim"]),
-                               initialisation="zeros")
+    layer = SemiseparableLayer(len(golden["bias"]), int(golden["statespace_dim"]),
+                               int(golden["inputoutput_dim"]), initialisation="zeros")
     assert layer.nb_states == golden["nb_states"]
     load_stages(layer, golden, "{name}_{k}")
     with torch.no_grad():
@@ -46,7 +57,7 @@ def test_every_recorded_file_is_tested():
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 shows how much of it is their rounding
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # in float64 without rounding of our own
 def test_output_and_every_gradient_equal_the_authors(file, dtype):
     golden = load(file)
     layer = authors_layer(golden).to(dtype)
@@ -57,7 +68,8 @@ def test_output_and_every_gradient_equal_the_authors(file, dtype):
     assert_equal_in_float32(y.detach(), golden["output"], "output")
     assert_equal_in_float32(u.grad, golden["grad_input"], "input")
     assert_equal_in_float32(layer.bias.grad, golden["grad_bias"], "bias")
-    gradients = to_stages(layer, {name: getattr(layer, name).grad for name in STATE_MATRICES}, "grad_{name}_{k}")
+    stacked_gradients = {name: getattr(layer, name).grad for name in STATE_MATRICES}
+    gradients = to_stages(layer, stacked_gradients, "grad_{name}_{k}")
     assert len(gradients) == 7 * layer.nb_states
     for name, gradient in gradients.items():
         assert_equal_in_float32(gradient, golden[name], name)
@@ -105,9 +117,8 @@ def authors_net(file, golden, moment):
         return net
     net = TwoHiddenLayeredSSNet(16, 10, 20, statespace_dim=int(file.split("_")[2]))
     load_stages(net.hidden_layers[0], golden, moment + "/hidden_layer.{name}.{k}")
-    _, unexpected = net.load_state_dict(values(**outer_layers, **{"hidden_layers.0.bias": "hidden_layer.bias"}),
-                                        strict=False)
-    assert not unexpected
+    loaded = values(**outer_layers, **{"hidden_layers.0.bias": "hidden_layer.bias"})
+    assert not net.load_state_dict(loaded, strict=False).unexpected_keys
     return net
 
 
@@ -117,16 +128,17 @@ def test_training_follows_the_authors_curve(file):
     net = authors_net(file, golden, "init")
     X, y = torch.from_numpy(golden["X"]), torch.from_numpy(golden["y"])
     optimizer = torch.optim.Adam(net.parameters(), lr=float(golden["learning_rate"]), fused=True)
-    shuffles = torch.Generator().manual_seed(0)  # one batch holds all samples: their order only changes the rounding
+    shuffles = torch.Generator().manual_seed(0)  # of one batch with all samples: changes the rounding only
     history = []
     for _ in range(60):
         train_epoch(net, X, y, optimizer, len(X), shuffles)
         history.append(get_loss_and_accuracy(net, X, y))
 
     loss, accuracy = np.transpose(history)
-    assert golden["loss"].shape == (60,) and golden["loss"][0] - golden["loss"][-1] > 0.01  # a curve, not a line
+    assert golden["loss"].shape == (60,) and golden["loss"][0] - golden["loss"][-1] > 0.01  # no straight line
     np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(accuracy, golden["accuracy"], rtol=0, atol=2.1 / len(X))  # two samples near a tie
+    # One sample may be near a tie.
+    np.testing.assert_allclose(accuracy, golden["accuracy"], rtol=0, atol=1.1 / len(X))
     with torch.no_grad():
         np.testing.assert_allclose(net(X[:20]), golden["output_after"], rtol=0, atol=1e-3)
 
