@@ -26,7 +26,8 @@ from tqdm import tqdm
 from benchmark_results import SWEEP_LISTS, ResultsFile, Run, get_environment
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
-from model_training import get_loss_and_accuracy, get_nb_model_parameters, train_model
+from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters,
+                            train_model)
 from plot_results import format_summary_table, plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
@@ -205,8 +206,9 @@ def check_hyperparameters():
             raise ValueError(f"training_set_shares must be in (0, 1], got {share!r}")
     for nb_neurons in nb_neurons_list:
         check_positive_integers(nb_neurons_list=nb_neurons)
-    check_positive_integers(nb_iterations=nb_iterations, batch_size=batch_size, patience=patience,
-                            nb_threads_per_run=nb_threads_per_run)
+    check_positive_integers(nb_iterations=nb_iterations, nb_threads_per_run=nb_threads_per_run)
+    check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
+                                   min_number_training_epochs, max_number_training_epochs)
     check_choice("initialisation", initialisation, ("realisation", "direct"))
     check_choice("joblib_backend", joblib_backend, ("loky", "dask"))
     if nb_jobs != -1:

@@ -12,6 +12,8 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
+from standardmodels import check_positive_integers
+
 VALIDATION_SHARE = 0.15
 EVALUATION_BATCH_SIZE = 8192  # samples per forward pass without gradients; bounds the memory of evaluation
 
@@ -35,18 +37,13 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     :raises ValueError: samples or labels that do not fit, see _to_tensors, and hyperparameters that are out of range
     :raises FloatingPointError: the training loss is NaN or infinite
     """
-    for name, value, smallest in (("batch_size", batch_size, 1), ("patience", patience, 1),
-                                  ("min_number_training_epochs", min_number_training_epochs, 0),
-                                  ("max_number_training_epochs", max_number_training_epochs, 1)):
-        if value is not None and not value >= smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {value!r}")
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
+    check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
+                                   min_number_training_epochs, max_number_training_epochs)
     X, y = _to_tensors(model, X_train_np, Y_train_np)
     if len(X) < 2:
         raise ValueError(f"{len(X)} samples are too few to split off {VALIDATION_SHARE:.0%} for validation")
     if seed is None:
-        seed = torch.randint(2 ** 31, ()).item()
+        seed = torch.randint(2 ** 31, (), device="cpu").item()
     training_part, validation_part = train_test_split(np.arange(len(X)), test_size=VALIDATION_SHARE, random_state=seed)
     # The training part first, so that both parts are evaluated in one forward pass.
     order = torch.from_numpy(np.concatenate((training_part, validation_part))).to(X.device)
@@ -71,13 +68,27 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     return training_loss_history, accuracy_history, val_accuracy_history
 
 
+def check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
+                                   min_number_training_epochs, max_number_training_epochs):
+    """Raise ValueError for the first hyperparameter of train_model that is out of range."""
+    check_positive_integers(batch_size=batch_size, patience=patience)
+    if max_number_training_epochs is not None:
+        check_positive_integers(max_number_training_epochs=max_number_training_epochs)
+    if not min_number_training_epochs >= 0:
+        raise ValueError(f"min_number_training_epochs must be 0 or more, got {min_number_training_epochs!r}")
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
+    if not math.isfinite(min_accuracy_improvement):
+        raise ValueError(f"min_accuracy_improvement must be a number, got {min_accuracy_improvement!r}")
+
+
 def train_epoch(model, X, y, optimizer, batch_size, shuffles):
     """One pass over the tensors X (N, ...) and y (N,) in shuffled batches, one step of the optimizer per batch.
 
     :param shuffles: torch.Generator on the CPU that the order of the samples is drawn from
     """
     model.train()
-    for batch in torch.randperm(len(X), generator=shuffles).to(X.device).split(batch_size):
+    for batch in torch.randperm(len(X), generator=shuffles, device="cpu").to(X.device).split(int(batch_size)):
         optimizer.zero_grad()
         get_loss(y[batch], model(X[batch])).backward()
         optimizer.step()
@@ -138,8 +149,11 @@ def get_nb_model_parameters(model, count_gradientless_parameters=True):
 def _to_tensors(model, X, y):
     """Samples and labels on the model's device, in its dtype and int64, checked for all that would fail later."""
     parameter = next(model.parameters())
-    X = torch.as_tensor(X).to(parameter.device, parameter.dtype)
-    y = torch.as_tensor(y)
+    # Arrays are copied: joblib hands out read-only ones, which torch must not share.
+    X, y = (data if isinstance(data, torch.Tensor) else torch.tensor(np.asarray(data)) for data in (X, y))
+    X = X.to(parameter.device, parameter.dtype)
+    if X.dim() < 2:
+        raise ValueError(f"samples must have shape (N, ...) with one feature or more, got {tuple(X.shape)}")
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers of shape (N,), got dtype {y.dtype} and shape {tuple(y.shape)}")
     y = y.to(parameter.device, torch.int64)

@@ -337,6 +337,8 @@ def test_a_run_that_kills_its_worker_twice_is_recorded_and_the_rest_goes_on(swee
     (dict(training_set_shares=[1.5]), "got 1.5"),
     (dict(nb_neurons_list=[50, 0]), "got 0"),
     (dict(nb_iterations=0), "nb_iterations must be a positive integer, got 0"),
+    (dict(learning_rate=-1), "learning_rate must be positive, got -1"),
+    (dict(patience=0), "patience must be a positive integer, got 0"),
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
     (dict(joblib_backend="slurm"), "got 'slurm'"),
     (dict(initialisation="zeros"), "got 'zeros'"),
