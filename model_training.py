@@ -107,8 +107,11 @@ def _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_n
 @torch.no_grad()
 def predict(model, X):
     """Class probabilities (N, classes) of a tensor X (N, ...), in evaluation mode, without gradients, memory bounded."""
+    was_training = model.training
     model.eval()
-    return torch.cat([model(part) for part in X.split(EVALUATION_BATCH_SIZE)])
+    y_pred = torch.cat([model(part) for part in X.split(EVALUATION_BATCH_SIZE)])
+    model.train(was_training)
+    return y_pred
 
 
 def get_loss(y_true, y_pred):

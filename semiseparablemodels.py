@@ -87,21 +87,22 @@ class SemiseparableLayer(nn.Module):
         :param matrix: square tensor or array (n, n), row i the weights of output i; its floating-point dtype and
             its device become those of the layer
         :param bias: (n,), zero if None
-        :raises ValueError: matrix not square, not finite, or a bias of another size
+        :raises ValueError: matrix not square, a bias of another size, or entries that are complex, NaN or infinite
         """
         matrix = torch.as_tensor(matrix).detach()
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
-        if not torch.isfinite(matrix).all():
-            raise ValueError("matrix has entries that are NaN or infinite")
-        if bias is not None and tuple(torch.as_tensor(bias).shape) != (len(matrix),):
-            raise ValueError(f"bias must have shape ({len(matrix)},), got {tuple(torch.as_tensor(bias).shape)}")
+        bias = torch.zeros(len(matrix)) if bias is None else torch.as_tensor(bias).detach()
+        if bias.shape != (len(matrix),):
+            raise ValueError(f"bias must have shape ({len(matrix)},), got {tuple(bias.shape)}")
+        for name, values in (("matrix", matrix), ("bias", bias)):
+            if values.is_complex() or not torch.isfinite(values).all():
+                raise ValueError(f"{name} has entries that are complex, NaN or infinite")
         dtype = matrix.dtype if matrix.is_floating_point() else torch.get_default_dtype()
         layer = cls(len(matrix), statespace_dim, inputoutput_dim, initialisation="zeros",
                     device=matrix.device, dtype=dtype)
-        layer._set_parameters(realise(matrix.double().cpu(), inputoutput_dim, layer.state_dims, hankel_svds))
-        if bias is not None:
-            layer._set_parameters(dict(bias=torch.as_tensor(bias)))
+        matrices = realise(matrix.double().cpu(), inputoutput_dim, layer.state_dims, hankel_svds)
+        layer._set_parameters({**matrices, "bias": bias})
         return layer
 
     @torch.no_grad()
@@ -129,7 +130,8 @@ class SemiseparableLayer(nn.Module):
     def forward(self, u):
         check_features(u, self.input_size, self.bias.dtype)
         batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
-        if not torch.is_autocast_enabled(u.device.type):
+        # Like torch's own layers, this one leaves float64 alone under autocast.
+        if not torch.is_autocast_enabled(u.device.type) or u.dtype == torch.float64:
             return self._apply_matrix(batch, self.bias).reshape(u.shape)
         # The stages are merged in the parameters' precision; only the large products take the lower one.
         dtype = torch.get_autocast_dtype(u.device.type)

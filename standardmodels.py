@@ -79,11 +79,13 @@ class ConvNet(nn.Module):
 
     :param input_shape: (channels, height, width) of one image
     :param make_vector_net: function from the number of features to the net for vectors
-    :raises ValueError: see ConvFeatureExtractorBase
+    :raises ValueError: sizes that are no image's, see ConvFeatureExtractorBase
     """
 
     def __init__(self, input_shape, make_vector_net, *, device=None, dtype=None):
         super().__init__()
+        if min(input_shape, default=-1) < 0:
+            raise ValueError(f"input_shape must be (channels, height, width), got {tuple(input_shape)}")
         self.feature_extractor = ConvFeatureExtractorBase(torch.empty(input_shape, device="meta"),
                                                           device=device, dtype=dtype)
         self.vector_net = make_vector_net(self.feature_extractor.out_dim)
