@@ -190,12 +190,10 @@ class _MergeStages(Function):
     @staticmethod
     def forward(ctx, A, B, C, D, E, F, G, nb_chunks, factors):
         K, d, m = B.shape
-        # Step 1: M_k = [[C_k, D_k], [A_k, B_k]]; [[Fᵀ, 0], [Eᵀ, Gᵀ]] for the anticausal part; zero for empty stages
+        # Step 1: the stages, causal and anticausal ones; zero matrices for empty stages
         M = A.new_zeros(2, nb_chunks * math.prod(factors), m + d, d + m)
-        for blocks, values in zip((_blocks(M[0, :K], d), _blocks(M[1, :K], d)),
-                                  ((A, B, C, D), (E.mT, G.mT, F.mT))):
-            for block, value in zip(blocks, values):
-                block.copy_(value)
+        M[0, :K] = _stage_matrices(A, B, C, D)
+        M[1, :K] = _stage_matrices(E.mT, G.mT, F.mT, torch.zeros_like(D))
         # Step 2
         M = M.flatten(0, 1)
         saved = []
@@ -205,25 +203,23 @@ class _MergeStages(Function):
             M = merged
         ctx.save_for_backward(*saved)
         ctx.sizes = nb_chunks, K, d
-        causal, anticausal = _flush_denormals(M).unflatten(0, (2, nb_chunks))
-        (A, B, C, D), (E, G, F, D_anticausal) = _blocks(causal, d), (block.mT for block in _blocks(anticausal, d))
-        if nb_chunks == 1:
-            return D + D_anticausal, None, None, None
-        return D + D_anticausal, torch.cat((B, F), 1), torch.cat((C, G), 2), torch.stack((A, E))
+        M = _flush_denormals(M).unflatten(0, (2, nb_chunks))
+        L = M.shape[-1] - d
+        T = M[0, :, :L, d:] + M[1, :, :L, d:].mT
+        if nb_chunks == 1:  # nothing enters a single chunk
+            return T, None, None, None
+        (A, B, C, _), (E, G, F, _) = _blocks(M[0], d), (block.mT for block in _blocks(M[1], d))
+        return T, torch.cat((B, F), 1), torch.cat((C, G), 2), torch.stack((A, E))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_T, grad_B_F, grad_C_G, grad_A_E):
         nb_chunks, K, d = ctx.sizes
-        L = grad_T.shape[-1]
-        grad_M = grad_T.new_zeros(2, nb_chunks, L + d, d + L)
-        A, B, C, D = _blocks(grad_M[0], d)
-        E, G, F, D_anticausal = (block.mT for block in _blocks(grad_M[1], d))
-        D.copy_(grad_T)
-        D_anticausal.copy_(grad_T)
-        if nb_chunks > 1:
-            for block, grad in zip((B, F, C, G, A, E), (*grad_B_F.split(d, 1), *grad_C_G.split(d, 2), *grad_A_E)):
-                block.copy_(grad)
+        if nb_chunks == 1:
+            grad_M = functional.pad(torch.stack((grad_T, grad_T.mT)), (d, 0, 0, d))  # (2, 1, L + d, d + L)
+        else:
+            (B, F), (C, G), (A, E) = grad_B_F.split(d, 1), grad_C_G.split(d, 2), grad_A_E
+            grad_M = torch.stack((_stage_matrices(A, B, C, grad_T), _stage_matrices(E.mT, G.mT, F.mT, grad_T.mT)))
         grad_M = grad_M.flatten(0, 1)
         saved = list(ctx.saved_tensors)
         while saved:
@@ -234,11 +230,16 @@ class _MergeStages(Function):
         return A, B, C, D, E, F, G, None, None
 
 
+def _stage_matrices(A, B, C, D):
+    """M (stages, w + d, d + w) with M_k = [[C_k, D_k], [A_k, B_k]]."""
+    return torch.cat((torch.cat((C, D), 2), torch.cat((A, B), 2)), 1)
+
+
 def _blocks(M, d):
-    """Views A, B, C, D of stage matrices M = [[C, D], [A, B]] (.., w + d, d + w)."""
+    """Views A, B, C, D of stage matrices M (stages, w + d, d + w)."""
     w = M.shape[-1] - d
-    C_D, A_B = M.split((w, d), -2)
-    return *A_B.split((d, w), -1), *C_D.split((d, w), -1)
+    C_D, A_B = M.split((w, d), 1)
+    return *A_B.split((d, w), 2), *C_D.split((d, w), 2)
 
 
 def _merge(M, r, d):
