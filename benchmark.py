@@ -291,7 +291,7 @@ def worker_cluster():
         yield
         return
     try:
-        from dask.distributed import Client, LocalCluster
+        from dask.distributed import Client, LocalCluster, UploadFile
     except ImportError as problem:
         raise ImportError('joblib_backend = "dask" needs Dask: pip install "dask[distributed]"') from problem
     nb_workers = os.cpu_count() if nb_jobs == -1 else nb_jobs
@@ -299,7 +299,7 @@ def worker_cluster():
           LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)) as cluster, \
             Client(cluster) as client:
         for file in MODEL_FILES:  # the workers of a cluster need not share a folder with this script
-            client.upload_file(str(file))
+            client.register_plugin(UploadFile(str(file)), name=file.name)
         yield
 
 
