@@ -101,7 +101,9 @@ def main():
                 results_file.close()
     except Timeout:
         return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
-    except (ValueError, ImportError, OSError) as problem:
+    except OSError as problem:
+        return report_error(f"{problem}\nResults need a folder that can be written to; see result_file", 2)
+    except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
         return report_error(f"interrupted; {path.name} has all finished runs, python benchmark.py continues the sweep",

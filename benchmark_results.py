@@ -20,7 +20,7 @@ from typing import NamedTuple
 SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list")
 # Hyperparameters that change neither the runs nor their results.
 EXECUTION_HYPERPARAMETERS = ("nb_jobs", "joblib_backend", "dask_scheduler_address")
-BYTES_PER_RUN = 20_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
+BYTES_PER_RUN = 10_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
 
 
 class Run(NamedTuple):
@@ -133,12 +133,14 @@ class ResultsFile:
                      for iteration in range(hyperparameters["nb_iterations"])]
         for run in self.runs:  # so that the order in the file is that of the sweep, whatever ends first
             self._iterations(run)
-        self.message = self._resume()
-        needed = 2 * BYTES_PER_RUN * len(self.runs)  # the old file and the one beside it
+        self.message, kept_path = self._resume()
+        needed = 2 * BYTES_PER_RUN * len(self.missing_runs)  # in the new file, and once more in the one beside it
         free = shutil.disk_usage(self.path.parent).free
         if free < needed:
-            raise OSError(f"the disk of {self.path} has {free / 1e6:.0f} MB left, the results of {len(self.runs)} runs "
-                          f"may need {needed / 1e6:.0f} MB")
+            raise OSError(f"the disk of {self.path} has {free / 1e6:.1f} MB left, but the results of "
+                          f"{len(self.missing_runs)} runs may need {needed / 1e6:.1f} MB")
+        if kept_path:
+            os.replace(self.path, kept_path)
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
         self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), False
         self._problem, self._duration = None, 0.0
@@ -182,9 +184,9 @@ class ResultsFile:
         return results
 
     def _resume(self):
-        """Take over the runs of the file that is there, or set it aside; what was done, as a sentence."""
+        """Take over the runs of the file that is there: a sentence about it, and the path to keep it at if not."""
         if not self.path.exists():
-            return f"{len(self.runs)} runs to do"
+            return f"{len(self.runs)} runs to do", None
         try:
             old = load_results(self.path)
             difference = self._difference(old)
@@ -196,8 +198,7 @@ class ResultsFile:
             kept = self.path.with_name(f"{self.path.stem}_{stamp}{self.path.suffix}")
             while kept.exists():
                 kept = kept.with_name(f"{kept.stem}_{self.path.suffix}")
-            os.replace(self.path, kept)
-            return f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: {difference}"
+            return f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: {difference}", kept
         for run in self.runs:
             try:
                 self._iterations(run)[run.iteration] = old[run.dataset][run.share][run.model_name][run.nb_neurons][run.iteration]
@@ -205,9 +206,9 @@ class ResultsFile:
                 pass
         nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
         if not nb_missing:
-            return f"complete: all {len(self.runs)} runs are there"
+            return f"complete: all {len(self.runs)} runs are there", None
         return (f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
-                + (f", {nb_failures} recorded failures are tried again" if nb_failures else ""))
+                + (f", {nb_failures} recorded failures are tried again" if nb_failures else "")), None
 
     def _difference(self, old):
         """Why runs of an old file are not those of this sweep, or it has others; None if this sweep contains them."""

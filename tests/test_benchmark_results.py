@@ -172,9 +172,23 @@ def test_kept_files_do_not_replace_each_other(path):
 
 def test_a_full_disk_is_reported_before_the_first_training(path, monkeypatch):
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    with pytest.raises(OSError, match="0 MB left"):
+    with pytest.raises(OSError, match="0.0 MB left"):
         open_file(path)
     assert not path.exists()
+
+
+def test_a_full_disk_leaves_a_file_of_another_sweep_where_it_is(path, monkeypatch):
+    old = finished_file(path)
+    monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match="0.0 MB left"):
+        open_file(path, seed=1)
+    assert load_results(path) == old.results and not kept_files(path)
+
+
+def test_a_complete_file_needs_no_room_on_the_disk(path, monkeypatch):
+    finished_file(path)
+    monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    assert "complete" in finished_file(path).message
 
 
 def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch):
