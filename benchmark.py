@@ -82,7 +82,8 @@ MODEL_FAMILIES = {
 }
 
 FOLDER = Path(__file__).resolve().parent
-MODEL_FILES = [FOLDER / f"{name}.py" for name in ("standardmodels", "semiseparablemodels", "rank1models", "model_training")]
+MODEL_FILES = [FOLDER / f"{name}.py"
+               for name in ("standardmodels", "semiseparablemodels", "rank1models", "model_training")]
 
 
 def main():

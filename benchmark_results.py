@@ -9,6 +9,7 @@ import os
 import pickle
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -32,7 +33,8 @@ class Run(NamedTuple):
     iteration: int
 
     def __str__(self):
-        return f"{self.dataset} {self.share:g}, {self.model_name}, {self.nb_neurons} neurons, iteration {self.iteration}"
+        return (f"{self.dataset} {self.share:g}, {self.model_name}, {self.nb_neurons} neurons, "
+                f"iteration {self.iteration}")
 
 
 # ---- reading and writing ----
@@ -62,7 +64,8 @@ def load_results(path="benchmark_result.p"):
     # Malformed pickles raise exceptions of many types.
     except Exception as problem:
         raise ValueError(f"{path} is refused, it is no intact file of results: {problem}") from problem
-    if not isinstance(results, dict) or not all(name in results for name in (*SWEEP_LISTS, "nb_iterations", "failures")):
+    expected = (*SWEEP_LISTS, "nb_iterations", "failures")
+    if not isinstance(results, dict) or not all(name in results for name in expected):
         raise ValueError(f"{path} is refused, it holds no results of benchmark.py")
     return results
 
@@ -74,7 +77,7 @@ def save_results(results, path):
     :raises TypeError: results hold anything but plain Python data
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             _PlainPickler(file, protocol=4).dump(results)
@@ -93,8 +96,8 @@ def get_environment(device, source_files=()):
     digest = hashlib.sha256()
     for file in source_files:
         text = Path(file).read_text(encoding="utf-8")
-        before, *block, after = text.split("\n# ====", 2) if text.count("\n# ====") > 1 else ("", text)
-        digest.update((before + after).encode())
+        before_and_after = text.split("\n# ====", 2)[::2]  # without the block in between, if there is one
+        digest.update("".join(before_and_after).encode())
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in ("torch", "numpy", "scikit-learn")},
@@ -143,7 +146,6 @@ class ResultsFile:
             os.replace(self.path, kept_path)
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
         self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), False
-        self._problem, self._duration = None, 0.0
         self._saver = threading.Thread(target=self._save_in_background, daemon=True)
         self._saver.start()
 
@@ -175,7 +177,8 @@ class ResultsFile:
         except OSError as problem:
             elsewhere = Path(tempfile.mkdtemp(prefix="benchmark_result_"), self.path.name)
             save_results(self.results, elsewhere)
-            raise OSError(f"{self.path} cannot be written any more ({problem}); all results are in {elsewhere}") from problem
+            raise OSError(f"{self.path} cannot be written any more ({problem}); "
+                          f"all results are in {elsewhere}") from problem
 
     def _iterations(self, run):
         results = self.results
@@ -190,6 +193,7 @@ class ResultsFile:
         try:
             old = load_results(self.path)
             difference = self._difference(old)
+            old_runs = {run: _find(old, run) for run in self.runs}
         # Plain data can still be of another shape than results.
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             difference = str(problem)
@@ -198,12 +202,11 @@ class ResultsFile:
             kept = self.path.with_name(f"{self.path.stem}_{stamp}{self.path.suffix}")
             while kept.exists():
                 kept = kept.with_name(f"{kept.stem}_{self.path.suffix}")
-            return f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: {difference}", kept
-        for run in self.runs:
-            try:
-                self._iterations(run)[run.iteration] = old[run.dataset][run.share][run.model_name][run.nb_neurons][run.iteration]
-            except KeyError:
-                pass
+            return (f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: "
+                    f"{difference}"), kept
+        for run, result in old_runs.items():
+            if result:
+                self._iterations(run)[run.iteration] = result
         nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
         if not nb_missing:
             return f"complete: all {len(self.runs)} runs are there", None
@@ -218,9 +221,10 @@ class ResultsFile:
                 return f"{name} lacks {', '.join(map(str, set(old[name]) - set(new[name])))}"
         if old["nb_iterations"] > new["nb_iterations"]:
             return f"nb_iterations was {old['nb_iterations']}"
+        others = {*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, "nb_iterations", "environment", "failures"}
         values_old, values_new = ({name: value for name, value in results.items()
-                                   if name not in (*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, *results["dataset_names"],
-                                                   "nb_iterations", "environment", "failures")} for results in (old, new))
+                                   if name not in others and name not in results["dataset_names"]}
+                                  for results in (old, new))
         for name in {**values_new, **values_old}:
             if name not in values_old or name not in values_new or values_old[name] != values_new[name]:
                 return f"{name} was {values_old.get(name)!r}, is {values_new.get(name)!r}"
@@ -239,11 +243,18 @@ class ResultsFile:
             try:
                 with self._lock:
                     save_results(self.results, self.path)
+                delay = min((time.monotonic() - start) / self.LARGEST_SHARE_OF_TIME, self.LONGEST_DELAY)
             except OSError as problem:
-                # It may pass; `close` tries again and reports it.
-                self._problem = problem
-            duration = time.monotonic() - start
-            delay = min(duration / self.LARGEST_SHARE_OF_TIME, self.LONGEST_DELAY)
+                print(f"{self.path} cannot be saved now, this is tried again: {problem}", file=sys.stderr, flush=True)
+                self._changed.set()
+                delay = self.LONGEST_DELAY
             deadline = time.monotonic() + delay
             while not self._closing and time.monotonic() < deadline:
                 time.sleep(min(0.05, delay))
+
+
+def _find(results, run):
+    """The entry of a run in a results dict, empty if there is none."""
+    for key in run:
+        results = results.get(key, {})
+    return results

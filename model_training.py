@@ -24,7 +24,8 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     """Train a net in place, on the device and in the dtype of its parameters.
 
     Training stops after an epoch if more than min_number_training_epochs and more than 2 patience epochs are done and
-    the best of the last `patience` validation accuracies is less than min_accuracy_improvement above the best earlier one.
+    the best of the last `patience` validation accuracies is less than min_accuracy_improvement above the best earlier
+    one.
 
     :param model: module that maps (batch, ...) to class probabilities (batch, classes)
     :param X_train_np: array (N, ...), real numbers; 15 % of it become the validation part
@@ -106,7 +107,7 @@ def _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_n
 
 @torch.no_grad()
 def predict(model, X):
-    """Class probabilities (N, classes) of a tensor X (N, ...), in evaluation mode, without gradients, memory bounded."""
+    """Class probabilities (N, classes) of a tensor X (N, ...): evaluation mode, no gradients, bounded memory."""
     was_training = model.training
     model.eval()
     y_pred = torch.cat([model(part) for part in X.split(EVALUATION_BATCH_SIZE)])
@@ -121,7 +122,7 @@ def get_loss(y_true, y_pred):
 
 
 def get_accuracy_score(y_true, y_pred):
-    """Share (float, 0 .. 1) of labels (N,) that are the most probable class in y_pred (N, classes); tensors or arrays."""
+    """Share (float) of labels (N,) that are the most probable class in y_pred (N, classes); tensors or arrays."""
     return (torch.as_tensor(y_pred).argmax(1) == torch.as_tensor(y_true)).double().mean().item()
 
 

@@ -12,21 +12,14 @@ from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet
 from sss_reference import STATE_MATRICES, dense_matrix, load_stages, to_stages
 from standardmodels import StandardTHLFFNN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "golden"
 LAYER_FILES = [f"layer_n{n}_d{d}_io{m}.npz"
                for n, d, m in ((7, 5, 1), (12, 3, 2), (50, 1, 1), (50, 5, 1), (60, 4, 10))]
 TRAINING_FILES = [f"training_{family}_n20.npz"
                   for family in ("standard_nn", "ss_1_dim", "ss_3_dim", "rank_1")]
 EVERY_LAYER = pytest.mark.parametrize("file", LAYER_FILES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are no faster on several threads, and far slower when other programs run."""
-    nb_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(nb_threads)
 
 
 def load(file):

@@ -16,17 +16,10 @@ from rank1models import Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLFFNN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NB_CLASSES = 3
 FAMILIES = pytest.mark.parametrize("make", [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are no faster on several threads, and far slower when other programs run."""
-    nb_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(nb_threads)
 
 
 def make_data(nb_samples=40, nb_features=5):

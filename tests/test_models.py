@@ -14,20 +14,13 @@ from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLaye
 from standardmodels import (ConvFeatureExtractorBase, StandardFFNN, StandardSLFFNN, StandardTHLConvNet,
                             StandardTHLFFNN)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VECTOR_NETS = [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN]
 IMAGE_NETS = [StandardTHLConvNet, SSSTHLConvNet, Rank1THLConvNet]
 EVERY_VECTOR_NET = pytest.mark.parametrize("make", [*VECTOR_NETS, StandardSLFFNN])
 EVERY_IMAGE_NET = pytest.mark.parametrize("make", IMAGE_NETS)
 LEADING_SHAPES = [(), (1,), (5,), (0,), (2, 3), (2, 0), (1, 2, 1)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are no faster on several threads, and far slower when other programs run."""
-    nb_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(nb_threads)
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,8 @@ from sss_reference import (STATE_MATRICES, dense_matrix, load_stages, padding_of
                            stages_of, to_stages, true_shapes)
 from standardmodels import StandardTHLFFNN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # (input_size, statespace_dim, inputoutput_dim): K = 1, 2, 3 and more stages, states larger than the layer
 SIZES = [(1, 1, 1), (1, 3, 1), (2, 1, 1), (3, 2, 1), (6, 4, 6), (6, 2, 3), (9, 2, 3), (5, 9, 1), (12, 20, 2),
          (13, 3, 1), (24, 5, 2), (30, 4, 10), (47, 1, 1), (50, 5, 1)]
@@ -46,15 +48,6 @@ def set_chunks(monkeypatch):
             monkeypatch.setattr(semiseparablemodels, "LARGEST_DENSE_SIZE", 0)
             monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE", chunk_size)
     return set_chunk_size
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are no faster on several threads, and far slower when other programs run."""
-    nb_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(nb_threads)
 
 
 @pytest.fixture
