@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import joblib
@@ -232,14 +232,14 @@ def execute(runs, data, hyperparameters):
     """Train runs in parallel; iterate over (run, result dict, or the reason why there is none) as they end."""
     unfinished, started = list(runs), []
 
-    def train_in_parallel(runs, nb_jobs):
+    def train_in_parallel(runs, nb_processes):
         def tasks():
             for run in runs:
                 started.append(run)
                 yield joblib.delayed(train_run_in_worker)(tuple(run), data, hyperparameters, os.getpid())
 
         # Without batches and stock, a worker that is killed takes no other runs with it than those in hand.
-        parallel = joblib.Parallel(nb_jobs, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
+        parallel = joblib.Parallel(nb_processes, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
         for run, result in parallel(tasks()):
             unfinished.remove(run)
             yield Run(*run), result
@@ -298,9 +298,14 @@ def worker_cluster():
     except ImportError as problem:
         raise ImportError('joblib_backend = "dask" needs Dask: pip install "dask[distributed]"') from problem
     nb_workers = os.cpu_count() if nb_jobs == -1 else nb_jobs
-    with (nullcontext(dask_scheduler_address) if dask_scheduler_address else
-          LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)) as cluster, \
-            Client(cluster) as client:
+    with ExitStack() as stack:
+        try:
+            cluster = dask_scheduler_address or stack.enter_context(
+                LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None))
+            client = stack.enter_context(Client(cluster))
+        except OSError as problem:
+            raise ValueError(
+                f"no Dask cluster at dask_scheduler_address {dask_scheduler_address!r}: {problem}") from problem
         for file in MODEL_FILES:  # the workers of a cluster need not share a folder with this script
             client.register_plugin(UploadFile(str(file)), name=file.name)
         yield

@@ -441,3 +441,11 @@ def test_the_dask_backend_without_dask_says_what_to_install(sweep, monkeypatch, 
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     assert sweep(joblib_backend="dask") == 2
     assert 'pip install "dask[distributed]"' in capsys.readouterr().err
+
+
+def test_a_dask_cluster_that_is_not_there_is_named(sweep, capsys):
+    pytest.importorskip("dask.distributed", reason="Dask is not installed")
+    import dask
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert sweep(joblib_backend="dask", dask_scheduler_address="tcp://127.0.0.1:9") == 2
+    assert "tcp://127.0.0.1:9" in capsys.readouterr().err
