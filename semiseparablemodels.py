@@ -113,7 +113,7 @@ class SemiseparableLayer(nn.Module):
     @property
     def state_dims(self):
         """[d_0, ..., d_K]: entries of the causal state that enters stage k; the anticausal one that enters stage k
-        from the right has d_{k+1}. States at the border are smaller: fewer inputs lie before them, or outputs behind."""
+        from the right has d_{k+1}. Border states are smaller: fewer inputs lie before them, or outputs behind."""
         K, m = self.nb_states, self.inputoutput_dim
         return [min(self.statespace_dim, k * m, (K - k) * m) for k in range(K + 1)]
 
@@ -184,7 +184,8 @@ def _plan_chunks(nb_states, m, d):
 
 class _MergeStages(Function):
     """State matrices A .. G (K, ..) -> those of the chunks, which are stages with L inputs each:
-    T (chunks, L, L) the D_k, B_F (chunks, 2d, L) the [B_k; F_k], C_G (chunks, L, 2d) the [C_k G_k], A_E (2, chunks, d, d).
+    T (chunks, L, L) the D_k, B_F (chunks, 2d, L) the [B_k; F_k], C_G (chunks, L, 2d) the [C_k G_k],
+    A_E (2, chunks, d, d) the A_k and the E_k; None for the last three if there is one chunk.
     """
 
     @staticmethod
@@ -407,8 +408,9 @@ def draw_state_matrices(n, m, state_dims):
 
     def draw_part(used_in, used_out):
         """A, B and C for states that enter the stages, or leave them, with the given entries in use (K, d)."""
-        A = fall * torch.linalg.qr(torch.randn(K, d, d)).Q * used_out[:, :, None] * used_in[:, None, :]
-        return A, scale * torch.randn(K, d, m) * used_out[:, :, None], scale * torch.randn(K, m, d) * used_in[:, None, :]
+        used_in, used_out = used_in[:, None, :], used_out[:, :, None]
+        A = fall * torch.linalg.qr(torch.randn(K, d, d)).Q * used_out * used_in
+        return A, scale * torch.randn(K, d, m) * used_out, scale * torch.randn(K, m, d) * used_in
 
     A, B, C = draw_part(used[:-1], used[1:])
     E, F, G = draw_part(used[1:], used[:-1])
@@ -429,7 +431,7 @@ def realise(T, m, state_dims, hankel_svds):
     K = len(state_dims) - 1
     with _one_thread():
         A, B, C = _realise_causal_part(T, m, state_dims, hankel_svds)
-        # The transpose of the anticausal part is causal: B_jᵀ A_{j+1}ᵀ .. A_{i-1}ᵀ C_iᵀ = G_j E_{j+1} .. E_{i-1} F_i.
+        # The transpose of the anticausal part is causal: G_j E_{j+1} .. E_{i-1} F_i = B_jᵀ A_{j+1}ᵀ .. A_{i-1}ᵀ C_iᵀ.
         E, G, F = (matrices.mT for matrices in _realise_causal_part(T.mT, m, state_dims, hankel_svds))
     D = torch.stack([T[k * m:(k + 1) * m, k * m:(k + 1) * m] for k in range(K)])
     return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G)
