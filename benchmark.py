@@ -9,11 +9,13 @@ trains every combination of the hyperparameters below, prints a table and leaves
 
 import hashlib
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from pathlib import Path
 
 import joblib
@@ -23,7 +25,7 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
-from benchmark_results import SWEEP_LISTS, ResultsFile, Run, get_environment
+from benchmark_results import ResultsFile, Run, get_environment
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters,
@@ -55,7 +57,7 @@ max_number_training_epochs = None  # None as in the paper: no limit
 initialisation = "realisation"  # of the SSS layers, as in the paper; "direct" is fast for thousands of neurons
 seed = 0  # everything random derives from it and the run's identity
 
-# where and how; of these only device and nb_threads_per_run can change results, by rounding
+# where and how; none of these changes results, but for rounding on another device or number of threads
 datasets_folder = "datasets/"  # relative to this script, as all paths; missing datasets are downloaded into it
 result_file = "benchmark_result.p"
 device = "cpu"  # or "cuda"
@@ -103,7 +105,7 @@ def main():
     except Timeout:
         return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
     except OSError as problem:
-        return report_error(f"{problem}\nResults need a folder that can be written to; see result_file", 2)
+        return report_error(f"{describe(problem)}\nIf {path.parent} cannot be written to, set another result_file", 2)
     except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
@@ -131,7 +133,7 @@ def run_sweep(results_file, hyperparameters):
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)
             continue
-        for share in training_set_shares:
+        for share in hyperparameters["training_set_shares"]:
             nb_samples = int(share * len(data[0]))
             if nb_samples < 2:
                 reason = f"training share {share} of {dataset} has {nb_samples} of {len(data[0])} samples, 2 are needed"
@@ -195,35 +197,42 @@ def check_hyperparameters():
     def plain(value):  # NumPy's numbers and pathlib's paths work as hyperparameters, but are no plain data
         return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
 
+    for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
+        values = globals()[name]
+        if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
+            raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}")
     hyperparameters = {"dataset_names": [get_dataset_name_for_loading_function(f) for f in dataset_loading_functions],
                        **{name: plain(globals()[name]) for name in RESULT_HYPERPARAMETERS}}
-    for name in SWEEP_LISTS:
-        values = hyperparameters[name] = [plain(value) for value in hyperparameters[name]]
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must be a list without repetitions of one entry or more, got {values}")
     for model_name in model_names:
         if model_name not in MODEL_FAMILIES:
             raise ValueError(f"unknown model name {model_name!r}, known are {', '.join(MODEL_FAMILIES)}")
     for share in training_set_shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"training_set_shares must be in (0, 1], got {share!r}")
+        if not isinstance(share, Real) or not 0 < share <= 1:
+            raise ValueError(f"training_set_shares must be numbers in (0, 1], got {share!r}")
     for nb_neurons in nb_neurons_list:
         check_positive_integers(nb_neurons_list=nb_neurons)
+    # Equal values of other types, such as 1 and 1.0, are the same runs and must have the same seeds.
+    hyperparameters["model_names"] = [str(name) for name in model_names]
+    hyperparameters["training_set_shares"] = [float(share) for share in training_set_shares]
+    hyperparameters["nb_neurons_list"] = [int(nb_neurons) for nb_neurons in nb_neurons_list]
     check_positive_integers(nb_iterations=nb_iterations, nb_threads_per_run=nb_threads_per_run)
     check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
                                    min_number_training_epochs, max_number_training_epochs)
+    check_choice("use_Adam", use_Adam, (True, False))
     check_choice("initialisation", initialisation, ("realisation", "direct"))
     check_choice("joblib_backend", joblib_backend, ("loky", "dask"))
     if nb_jobs != -1:
         check_positive_integers(nb_jobs=nb_jobs)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", str(device)):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
+    if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but this machine has no GPU that PyTorch can use; set it to 'cpu'")
     return hyperparameters
 
 
 def check_choice(name, value, choices):
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 # ---- many runs at a time ----
@@ -248,7 +257,7 @@ def execute(runs, data, hyperparameters):
         while unfinished:
             try:
                 yield from train_in_parallel(list(unfinished), nb_jobs)
-            except Exception:  # a worker was killed, and all runs in hand are lost
+            except Exception:  # train_run_in_worker raises none: a worker was killed, and the runs in hand are lost
                 in_hand = [run for run in started if run in unfinished]
                 if not in_hand:
                     raise

@@ -207,7 +207,11 @@ class ResultsFile:
         for run, result in old_runs.items():
             if result:
                 self._iterations(run)[run.iteration] = result
+        environment = self.results["environment"]
+        self.results["environment"] = old["environment"]
         nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
+        if nb_missing:  # who started it is still known, and who went on
+            self.results["environment"].setdefault("resumed", []).append(environment)
         if not nb_missing:
             return f"complete: all {len(self.runs)} runs are there", None
         return (f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"

@@ -6,6 +6,7 @@ accuracy has not improved for `patience` epochs; the weights of the last epoch s
 """
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -75,12 +76,14 @@ def check_training_hyperparameters(learning_rate, batch_size, min_accuracy_impro
     check_positive_integers(batch_size=batch_size, patience=patience)
     if max_number_training_epochs is not None:
         check_positive_integers(max_number_training_epochs=max_number_training_epochs)
-    if not min_number_training_epochs >= 0:
+    for name, value in (("learning_rate", learning_rate), ("min_accuracy_improvement", min_accuracy_improvement),
+                        ("min_number_training_epochs", min_number_training_epochs)):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if min_number_training_epochs < 0:
         raise ValueError(f"min_number_training_epochs must be 0 or more, got {min_number_training_epochs!r}")
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+    if learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
-    if not math.isfinite(min_accuracy_improvement):
-        raise ValueError(f"min_accuracy_improvement must be a number, got {min_accuracy_improvement!r}")
 
 
 def train_epoch(model, X, y, optimizer, batch_size, shuffles):

@@ -66,9 +66,8 @@ class SemiseparableLayer(nn.Module):
             raise ValueError(f"initialisation must be one of {', '.join(INITIALISATIONS)}, got {initialisation!r}")
         self.input_size, self.statespace_dim, self.inputoutput_dim = input_size, statespace_dim, inputoutput_dim
         self.nb_states = input_size // inputoutput_dim
-        self._nb_chunks, self._merge_factors = _plan_chunks(self.nb_states, inputoutput_dim, max(self.state_dims))
-
         K, m, d = self.nb_states, inputoutput_dim, max(self.state_dims)
+        self._nb_chunks, self._merge_factors = _plan_chunks(K, m, d)
         for name, shape in dict(A=(K, d, d), B=(K, d, m), C=(K, m, d), D=(K, m, m), E=(K, d, d), F=(K, d, m),
                                 G=(K, m, d), bias=(input_size,)).items():
             setattr(self, name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)))
@@ -300,6 +299,7 @@ def _flush_denormals(matrices):
     """Replace entries too small to matter by zero: products of many small A_k underflow in trained layers, and
     processors take up to a hundred times as long for a product with a denormal number."""
     finfo = torch.finfo(matrices.dtype)
+    # A million times the smallest normal number leaves room for a factor; float16 has not so much and gets eps².
     return functional.hardshrink(matrices, min(2 ** 20 * finfo.tiny, finfo.eps ** 2))
 
 

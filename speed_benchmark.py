@@ -63,7 +63,7 @@ growth_from = 1024  # n from which the growth of the time is computed, up to the
 memory_case = [4096, 6370]  # n and batch size whose peak memory is measured, on Linux and on GPUs
 memory_layers = ["standard_nn", "ss_1_dim", "ss_5_dim"]  # each in a process of its own
 epoch_nb_neurons = 50  # n of the nets whose training epoch is timed, on one thread
-initialisation_sizes = [500]  # n for which the paper's initialisation is timed; 1000 and 2000 take minutes
+initialisation_sizes = [500]  # n for which the paper's initialisation is timed; 2000 takes more than a minute
 initialisation_statespace_dim = 5  # d of these layers
 # ============================================================================================================
 

@@ -140,8 +140,9 @@ def check_positive_integers(**sizes):
 def check_dtype(X, dtype):
     """Raise ValueError unless X has the dtype of the parameters, or a floating-point one under autocast."""
     if X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
+        or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
         raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
-                         f"convert the input, X.to({dtype}), or the module, module.to({X.dtype})")
+                         f"convert the input, X.to({dtype}){or_module}")
 
 
 def check_features(X, nb_features, dtype):

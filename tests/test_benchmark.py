@@ -98,6 +98,15 @@ def test_a_run_alone_equals_the_same_run_in_a_sweep(sweep, reference, tmp_path):
             == reference["digits"][0.05]["ss_2_dim"])
 
 
+def test_shares_1_and_1_0_are_the_same(sweep, tmp_path):
+    results = []
+    for share in (1, 1.0):
+        path = tmp_path / f"{share!r}.p"
+        assert sweep(training_set_shares=[share], model_names=["rank_1"], nb_iterations=1, result_file=path) == 0
+        results.append(without_times(load_results(path)))
+    assert repr(results[0]) == repr(results[1])
+
+
 def test_another_seed_gives_other_results(sweep, reference, tmp_path):
     assert sweep(seed=1) == 0
     assert without_times(load_results(tmp_path / "benchmark_result.p"))["digits"] != reference["digits"]
@@ -345,7 +354,16 @@ def test_a_run_that_kills_its_worker_twice_is_recorded_and_the_rest_goes_on(swee
 
 @pytest.mark.parametrize("hyperparameters, message", [
     (dict(dataset_loading_functions=[np.load]), "unknown data set loading function load"),
-    (dict(dataset_loading_functions=[]), "dataset_names must be a list"),
+    (dict(dataset_loading_functions=[]), "dataset_loading_functions must be a list"),
+    (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list"),
+    (dict(nb_neurons_list=50), "nb_neurons_list must be a list of one entry or more without repetitions, got 50"),
+    (dict(training_set_shares=["0.1"]), "got '0.1'"),
+    (dict(training_set_shares=[1, 1.0]), "without repetitions"),
+    (dict(model_names="rank_1"), "model_names must be a list"),
+    (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
+    (dict(min_number_training_epochs=None), "min_number_training_epochs must be a finite number, got None"),
+    (dict(use_Adam="no"), "use_Adam must be one of True, False, got 'no'"),
+    (dict(device="gpu"), "got 'gpu'"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
     (dict(model_names=["rank_1", "rank_1"]), "without repetitions"),
     (dict(training_set_shares=[1.5]), "got 1.5"),

@@ -146,7 +146,9 @@ def test_a_larger_sweep_extends_the_file(change, path):
     finished_file(path)
     extended = finished_file(path, **change)
     assert "starting afresh" not in extended.message and not kept_files(path)
-    assert load_results(path) == finished_file(path.with_name("fresh.p"), **change).results
+    results, fresh = load_results(path), finished_file(path.with_name("fresh.p"), **change).results
+    resumed = results["environment"].pop("resumed", [])
+    assert results == fresh and resumed == ([] if "nb_jobs" in change else [fresh["environment"]])
 
 
 @pytest.mark.parametrize("change, reason", [
