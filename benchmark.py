@@ -67,14 +67,12 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
-RESULT_HYPERPARAMETERS = (
-    "nb_iterations", "nb_neurons_list", "training_set_shares", "batch_size", "patience", "min_accuracy_improvement",
-    "model_names", "learning_rate", "use_Adam", "min_number_training_epochs", "max_number_training_epochs",
-    "initialisation", "seed", "datasets_folder", "device", "nb_jobs", "nb_threads_per_run", "joblib_backend",
-    "dask_scheduler_address")
-
 TRAINING_HYPERPARAMETERS = ("learning_rate", "batch_size", "use_Adam", "min_accuracy_improvement", "patience",
                             "min_number_training_epochs", "max_number_training_epochs")
+RESULT_HYPERPARAMETERS = (
+    "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", *TRAINING_HYPERPARAMETERS,
+    "initialisation", "seed", "datasets_folder", "device", "nb_jobs", "nb_threads_per_run", "joblib_backend",
+    "dask_scheduler_address")
 
 # results key -> (net for vectors, net for images, extra arguments)
 MODEL_FAMILIES = {

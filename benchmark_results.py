@@ -210,10 +210,10 @@ class ResultsFile:
         environment = self.results["environment"]
         self.results["environment"] = old["environment"]
         nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
-        if nb_missing:  # who started it is still known, and who went on
-            self.results["environment"].setdefault("resumed", []).append(environment)
         if not nb_missing:
             return f"complete: all {len(self.runs)} runs are there", None
+        # Who started the sweep is still known, and who went on with it.
+        self.results["environment"].setdefault("resumed", []).append(environment)
         return (f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
                 + (f", {nb_failures} recorded failures are tried again" if nb_failures else "")), None
 

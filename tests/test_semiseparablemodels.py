@@ -120,26 +120,24 @@ def test_any_number_of_samples_equals_the_dense_matrix(n, d, m, nb_samples, set_
         assert_equals_dense_definition(layer, nb_samples)
 
 
+def assert_equals_plain_recursion(layer):
+    u, cotangent = random_batch(4, layer.input_size), random_batch(4, layer.input_size, seed=2)
+    actual = outputs_and_gradients(layer, layer, u, cotangent)
+    expected = outputs_and_gradients(layer, lambda u: recursion(layer, u), u, cotangent)
+    for name in actual:
+        assert_equal(actual[name], expected[name])
+
+
 @pytest.mark.parametrize("chunk_size", [None, *SMALL_CHUNKS])
 @pytest.mark.parametrize("n, d, m", SIZES)
 def test_forward_and_every_gradient_equal_the_plain_recursion(n, d, m, chunk_size, set_chunks):
     set_chunks(chunk_size)
-    layer = make_layer(n, d, m)
-    u, cotangent = random_batch(4, n), random_batch(4, n, seed=2)
-    actual = outputs_and_gradients(layer, layer, u, cotangent)
-    expected = outputs_and_gradients(layer, lambda u: recursion(layer, u), u, cotangent)
-    for name in actual:
-        assert_equal(actual[name], expected[name])
+    assert_equals_plain_recursion(make_layer(n, d, m))
 
 
 @pytest.mark.parametrize("n, d, m", [(1000, 3, 1), (1030, 2, 5)])
 def test_many_chunks_of_the_default_size_equal_the_plain_recursion(n, d, m):
-    layer = make_layer(n, d, m)
-    u, cotangent = random_batch(4, n), random_batch(4, n, seed=2)
-    actual = outputs_and_gradients(layer, layer, u, cotangent)
-    expected = outputs_and_gradients(layer, lambda u: recursion(layer, u), u, cotangent)
-    for name in actual:
-        assert_equal(actual[name], expected[name])
+    assert_equals_plain_recursion(make_layer(n, d, m))
 
 
 @pytest.mark.parametrize("n, d, m", [*SIZES, (150, 5, 1)])
