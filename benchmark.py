@@ -9,7 +9,6 @@ trains every combination of the hyperparameters below, prints a table and leaves
 
 import hashlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from benchmark_results import ResultsFile, Run, get_environment
+from checks import check_choice, check_device, check_positive_integers
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters,
@@ -33,7 +33,7 @@ from model_training import (check_training_hyperparameters, get_loss_and_accurac
 from plot_results import format_summary_table, plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
-from standardmodels import StandardTHLConvNet, StandardTHLFFNN, check_positive_integers
+from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 
 # ======================================================================================================================
 # Hyperparameters
@@ -83,7 +83,7 @@ MODEL_FAMILIES = {
 
 FOLDER = Path(__file__).resolve().parent
 MODEL_FILES = [FOLDER / f"{name}.py"
-               for name in ("standardmodels", "semiseparablemodels", "rank1models", "model_training")]
+               for name in ("checks", "standardmodels", "semiseparablemodels", "rank1models", "model_training")]
 
 
 def main():
@@ -221,16 +221,8 @@ def check_hyperparameters():
     check_choice("joblib_backend", joblib_backend, ("loky", "dask"))
     if nb_jobs != -1:
         check_positive_integers(nb_jobs=nb_jobs)
-    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", str(device)):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but this machine has no GPU that PyTorch can use; set it to 'cpu'")
+    hyperparameters["device"] = check_device(device)
     return hyperparameters
-
-
-def check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 # ---- many runs at a time ----

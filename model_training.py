@@ -6,14 +6,13 @@ accuracy has not improved for `patience` epochs; the weights of the last epoch s
 """
 
 import math
-from numbers import Real
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
-from standardmodels import check_positive_integers
+from checks import check_finite_numbers, check_positive_integers
 
 VALIDATION_SHARE = 0.15
 EVALUATION_BATCH_SIZE = 8192  # samples per forward pass without gradients; bounds the memory of evaluation
@@ -76,10 +75,8 @@ def check_training_hyperparameters(learning_rate, batch_size, min_accuracy_impro
     check_positive_integers(batch_size=batch_size, patience=patience)
     if max_number_training_epochs is not None:
         check_positive_integers(max_number_training_epochs=max_number_training_epochs)
-    for name, value in (("learning_rate", learning_rate), ("min_accuracy_improvement", min_accuracy_improvement),
-                        ("min_number_training_epochs", min_number_training_epochs)):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    check_finite_numbers(learning_rate=learning_rate, min_accuracy_improvement=min_accuracy_improvement,
+                         min_number_training_epochs=min_number_training_epochs)
     if min_number_training_epochs < 0:
         raise ValueError(f"min_number_training_epochs must be 0 or more, got {min_number_training_epochs!r}")
     if learning_rate <= 0:

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from checks import check_features, check_positive_integers
 from semiseparablemodels import get_random_glorot_uniform_matrix
-from standardmodels import ConvNet, FeedForwardNet, check_features, check_positive_integers
+from standardmodels import ConvNet, FeedForwardNet
 
 
 class Rank1Layer(nn.Module):

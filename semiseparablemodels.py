@@ -33,7 +33,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from standardmodels import ConvNet, FeedForwardNet, check_features, check_positive_integers
+from checks import check_features, check_positive_integers
+from standardmodels import ConvNet, FeedForwardNet
 
 LARGEST_DENSE_SIZE = 128  # up to here one chunk, that is the dense matrix and one product, is fastest
 CHUNK_SIZE = 64  # inputs per chunk above; the optimum is flat

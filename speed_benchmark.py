@@ -33,11 +33,12 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmark_results import get_environment, save_results
+from checks import check_device, check_positive_integers
 from model_training import get_accuracy_score, get_loss, get_nb_model_parameters, predict, train_epoch
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
-from standardmodels import FeedForwardNet, check_positive_integers
+from standardmodels import FeedForwardNet
 
 # ============================================================================================================
 # Hyperparameters
@@ -76,7 +77,7 @@ HYPERPARAMETERS = (
 EPOCH_INPUTS, EPOCH_CLASSES, EPOCH_TRAINING_SAMPLES, EPOCH_VALIDATION_SAMPLES = 16, 10, 637, 112
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "speed_benchmark", "standardmodels", "semiseparablemodels", "rank1models", "model_training")]
+    "speed_benchmark", "checks", "standardmodels", "semiseparablemodels", "rank1models", "model_training")]
 
 
 def check_hyperparameters():
@@ -101,10 +102,7 @@ def check_hyperparameters():
     for name in memory_layers or []:
         if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", name):
             raise ValueError(f"memory_layers are standard_nn, rank_1, ss_1_dim, ss_2_dim, ..., got {name!r}")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f'device must be "cpu", "cuda" or "cuda:1", ..., got {device!r}')
-    if on_gpu() and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} CUDA devices")
+    check_device(device)
     values = ((name, globals()[name]) for name in HYPERPARAMETERS)
     return {name: list(value) if isinstance(value, (tuple, range)) else value for name, value in values}
 

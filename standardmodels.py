@@ -7,10 +7,10 @@
 semiseparablemodels.py, `Rank1Layer` in rank1models.py. All nets return class probabilities.
 """
 
-from numbers import Integral
-
 import torch
 from torch import nn
+
+from checks import check_dtype, check_features, check_positive_integers
 
 
 class FeedForwardNet(nn.Module):
@@ -125,28 +125,3 @@ class StandardTHLConvNet(ConvNet):
     def __init__(self, input_shape, output_size, hidden_layer_size, *, device=None, dtype=None):
         super().__init__(input_shape, lambda nb_features: StandardTHLFFNN(
             nb_features, output_size, hidden_layer_size, device=device, dtype=dtype), device=device, dtype=dtype)
-
-
-# ---- checks of arguments and inputs that all nets and layers share ----
-
-def check_positive_integers(**sizes):
-    """Raise ValueError for the first named size that is not an integer of 1 or more."""
-    for name, size in sizes.items():
-        # numbers.Integral rather than int: sizes often come from NumPy arrays.
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
-
-
-def check_dtype(X, dtype):
-    """Raise ValueError unless X has the dtype of the parameters, or a floating-point one under autocast."""
-    if X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
-        or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
-        raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
-                         f"convert the input, X.to({dtype}){or_module}")
-
-
-def check_features(X, nb_features, dtype):
-    """Raise ValueError unless X is (..., nb_features) and has the right dtype, see check_dtype."""
-    if X.dim() == 0 or X.shape[-1] != nb_features:
-        raise ValueError(f"expected an input of shape (..., {nb_features}), got {tuple(X.shape)}")
-    check_dtype(X, dtype)

@@ -374,7 +374,7 @@ def test_a_run_that_kills_its_worker_twice_is_recorded_and_the_rest_goes_on(swee
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
     (dict(joblib_backend="slurm"), "got 'slurm'"),
     (dict(initialisation="zeros"), "got 'zeros'"),
-    pytest.param(dict(device="cuda"), "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+    pytest.param(dict(device="cuda"), "finds 0 GPUs", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
 ])
 def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(hyperparameters, message, sweep, tmp_path, capsys):
     assert sweep(**hyperparameters) == 2

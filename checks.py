@@ -1,0 +1,59 @@
+"""Checks of arguments and inputs that nets, training and scripts share. Every one raises ValueError, which names the
+value and what would do instead.
+"""
+
+import math
+from numbers import Integral, Real
+
+import torch
+
+
+def check_positive_integers(**sizes):
+    """Each named size is an integer of 1 or more."""
+    for name, size in sizes.items():
+        # numbers.Integral rather than int: sizes often come from NumPy arrays.
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
+def check_finite_numbers(**values):
+    """Each named value is a real number, neither NaN nor infinite."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_choice(name, value, choices):
+    """The value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_device(device):
+    """The device, a name or a torch.device, is one that PyTorch finds here; returns its name (str)."""
+    name = str(device)
+    try:
+        known = torch.device(name).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
+    if name.startswith("cuda") and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but PyTorch finds {torch.cuda.device_count()} GPUs that it can use; "
+                         f"set it to 'cpu'")
+    return name
+
+
+def check_dtype(X, dtype):
+    """A tensor has the dtype of the parameters, or a floating-point one under autocast."""
+    if X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
+        or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
+        raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
+                         f"convert the input, X.to({dtype}){or_module}")
+
+
+def check_features(X, nb_features, dtype):
+    """A tensor is (..., nb_features) and has the right dtype, see check_dtype."""
+    if X.dim() == 0 or X.shape[-1] != nb_features:
+        raise ValueError(f"expected an input of shape (..., {nb_features}), got {tuple(X.shape)}")
+    check_dtype(X, dtype)
