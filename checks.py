@@ -23,6 +23,13 @@ def check_finite_numbers(**values):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
+def check_finite(**tensors):
+    """Each named tensor has real and finite entries only."""
+    for name, values in tensors.items():
+        if values.is_complex() or not torch.isfinite(values).all():
+            raise ValueError(f"{name} has entries that are complex, NaN or infinite")
+
+
 def check_choice(name, value, choices):
     """The value is one of the choices."""
     if value not in choices:

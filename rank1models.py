@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from checks import check_features, check_positive_integers
-from semiseparablemodels import get_random_glorot_uniform_matrix
+from realisation import get_random_glorot_uniform_matrix
 from standardmodels import ConvNet, FeedForwardNet
 
 
@@ -20,10 +20,16 @@ class Rank1Layer(nn.Module):
         super().__init__()
         check_positive_integers(size=size)
         self.size = size
-        for name, shape in dict(v1=(size, 1), v2=(1, size), bias=(size,)).items():
-            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-            with torch.no_grad():
-                getattr(self, name).copy_(get_random_glorot_uniform_matrix(shape))
+        self.v1 = nn.Parameter(torch.empty(size, 1, device=device, dtype=dtype))
+        self.v2 = nn.Parameter(torch.empty(1, size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """Draw all parameters anew, on the CPU's generator whatever their device."""
+        for parameter in (self.v1, self.v2, self.bias):
+            parameter.copy_(get_random_glorot_uniform_matrix(parameter.shape))
 
     def forward(self, u):
         check_features(u, self.size, self.bias.dtype)
