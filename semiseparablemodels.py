@@ -19,8 +19,7 @@ The anticausal part is causal if the stages are taken in reverse order, so that 
 stacked in one batch. The backward pass is the paper's backpropagation through states: autograd's, and in step 3 that
 of the recursion over the chunks, written out.
 
-Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39 (the layer); Chandrasekaran et al., SIAM J. Matrix Anal. Appl.
-27(2), 2005 (SSS arithmetic).
+Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39; Chandrasekaran et al., SIAM J. Matrix Anal. Appl. 27(2), 2005.
 """
 
 import math
@@ -82,7 +81,8 @@ class SemiseparableLayer(nn.Module):
         self._nb_chunks = math.ceil(K / stages_per_chunk)
         # Drawn on the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
-            self.load_state_dict(INITIALISATIONS[initialisation](*self._dims, statespace_dim), strict=False)
+            values = INITIALISATIONS[initialisation](*self._dims, statespace_dim)
+        self._set_parameters(values)
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
@@ -104,8 +104,13 @@ class SemiseparableLayer(nn.Module):
         check_finite(matrix=matrix, bias=bias)
         layer = cls(len(matrix), statespace_dim, inputoutput_dim, initialisation="zeros", device=matrix.device,
                     dtype=matrix.dtype if matrix.is_floating_point() else None)
-        layer.load_state_dict({**realise(matrix.double().cpu(), *layer._dims, statespace_dim), "bias": bias})
+        layer._set_parameters({**realise(matrix.double().cpu(), *layer._dims, statespace_dim), "bias": bias})
         return layer
+
+    @torch.no_grad()
+    def _set_parameters(self, values):
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
 
     @property
     def _dims(self):
@@ -154,8 +159,7 @@ class SemiseparableLayer(nn.Module):
         chunks = _merge_stages(self.A, self.B, self.C, self.D, self.E, self.F, self.G, self._nb_chunks)
         chunks, bias = [matrices.to(u.dtype) for matrices in chunks], bias.to(u.dtype)
         if self._nb_chunks == 1:
-            (D,) = chunks
-            return functional.linear(u, D[0], bias)
+            return functional.linear(u, chunks[0][0], bias)
         A, B, C, D, E, F, G = chunks
         nb_empty = D.shape[0] * D.shape[1] - self.input_size
         if nb_empty:  # the last chunk is not full: its empty stages get zeros, and what they give is dropped

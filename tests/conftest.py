@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+import semiseparablemodels
+
 
 @pytest.fixture
 def one_thread():
@@ -9,3 +11,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(nb_threads)
+
+
+@pytest.fixture
+def set_chunks(monkeypatch):
+    """Function that makes the layers built after it use chunks of so many inputs, or as they come if None."""
+    def set_chunk_size(chunk_size):
+        if chunk_size is not None:
+            monkeypatch.setattr(semiseparablemodels, "LARGEST_DENSE_SIZE", 0)
+            monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE", chunk_size)
+    return set_chunk_size

@@ -1,10 +1,12 @@
 """The slow, obviously correct SSS matrix: reference for SemiseparableLayer, independent of how it computes.
 
-Nothing here calls a method of the layer. Its padded parameters are cut to the true sizes of their stages,
-which are written down here once more, and handled one stage at a time.
+Nothing here calls a method of the layer but `state_dims`. Its padded parameters are cut to the true sizes of their
+stages, which are written down here once more, and handled one stage at a time.
 """
 
 import torch
+
+from semiseparablemodels import SemiseparableLayer
 
 STATE_MATRICES = "ABCDEFG"
 
@@ -62,26 +64,6 @@ def dense_matrix(layer):
     return torch.cat([torch.cat(row, 1) for row in T])
 
 
-def recursion(layer, u):
-    """The layer as the paper computes it, stage after stage: u (batch, n) -> y (batch, n).
-
-        x_{k+1} = A_k x_k + B_k u_k                 causal,     k = 0 .. K-1
-        z_{k-1} = E_k z_k + F_k u_k                 anticausal, k = K-1 .. 0
-        y_k     = C_k x_k + D_k u_k + G_k z_k
-    """
-    A, B, C, D, E, F, G = stages_of(layer).values()
-    K, m = layer.nb_states, layer.inputoutput_dim
-    u = [u_k.T for u_k in u.split(m, 1)]  # K slices (m, batch)
-    x, z = [None] * (K + 1), [None] * (K + 1)
-    x[0] = z[K] = u[0].new_zeros(0, u[0].shape[1])
-    for k in range(K):
-        x[k + 1] = A[k] @ x[k] + B[k] @ u[k]
-    for k in range(K - 1, -1, -1):
-        z[k] = E[k] @ z[k + 1] + F[k] @ u[k]  # z[k + 1] is the state z_k, which enters stage k
-    y = [C[k] @ x[k] + D[k] @ u[k] + G[k] @ z[k + 1] for k in range(K)]
-    return torch.cat(y).T + layer.bias
-
-
 @torch.no_grad()
 def randomise(layer, seed=0):
     """Random true entries; the padding stays zero. A_k and E_k are (parts of) orthogonal matrices: products
@@ -95,8 +77,12 @@ def randomise(layer, seed=0):
                 square = torch.randn(size, size, generator=generator, dtype=torch.float64)
                 values = torch.linalg.qr(square).Q[:matrix.shape[0], :matrix.shape[1]]
             matrix.copy_(values)
-    layer.bias.copy_(torch.randn(layer.input_size, generator=generator, dtype=torch.float64))
+    layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64))
     return layer
+
+
+def make_layer(n, d=1, m=1, *, dtype=torch.float64, seed=0):
+    return randomise(SemiseparableLayer(n, d, m, initialisation="zeros", dtype=dtype), seed)
 
 
 @torch.no_grad()
@@ -112,10 +98,35 @@ def load_stages(layer, arrays, pattern):
             array = torch.as_tensor(arrays[pattern.format(name=name, k=k)])
             assert array.shape == matrix.shape, (name, k, array.shape, matrix.shape)
             matrix.copy_(array)
-    return layer
 
 
-def to_stages(layer, stacked, pattern):
-    """The inverse: {array name: array} of tensors stacked like the layer's parameters, its gradients say."""
-    return {pattern.format(name=name, k=k): matrix.detach().numpy()
-            for name, matrices in stages_of(layer, stacked).items() for k, matrix in enumerate(matrices)}
+# ---- comparisons that several test files make ----
+
+def random_batch(*shape, dtype=torch.float64, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def assert_equal(actual, expected, tolerance=1e-10):
+    """Equal up to rounding: the largest difference, relative to the largest entry; zero is exactly zero."""
+    actual, expected = actual.detach(), expected.detach()
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    if expected.numel():
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def outputs_and_gradients(layer, function, u, cotangent):
+    """{name: tensor}: y = function(u) and the gradients of sum(y cotangent)."""
+    u = u.detach().clone().requires_grad_()
+    y = function(u)
+    parameters = dict(layer.named_parameters())
+    gradients = torch.autograd.grad((y * cotangent).sum(), [u, *parameters.values()], materialize_grads=True)
+    return dict(zip(["output", "input", *parameters], [y, *gradients]))
+
+
+def assert_outputs_and_gradients_equal(layer, function, expected_function, nb_samples=5, tolerance=1e-10):
+    u, cotangent = (random_batch(nb_samples, layer.input_size, dtype=layer.bias.dtype, seed=seed) for seed in (1, 2))
+    actual = outputs_and_gradients(layer, function, u, cotangent)
+    expected = outputs_and_gradients(layer, expected_function, u, cotangent)
+    assert list(actual) == ["output", "input", *STATE_MATRICES, "bias"]
+    for name in actual:
+        assert_equal(actual[name], expected[name], tolerance)

@@ -1,0 +1,263 @@
+"""Facts about realisation.py and SemiseparableLayer.from_matrix: from a dense matrix to stages, and initialisations."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import realisation
+from realisation import (get_hankel_svds, get_hankel_svds_of_random_matrix, get_random_glorot_uniform_matrix, realise)
+from semiseparablemodels import SemiseparableLayer
+from sss_reference import STATE_MATRICES, assert_equal, dense_matrix, make_layer, random_batch, stages_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def stage_sizes(n, m=1):
+    """inputs and outputs of each stage of a square layer"""
+    return [m] * (n // m), [m] * (n // m)
+
+
+# ---- realisation of a given matrix ----
+
+@pytest.mark.parametrize("n, m", [(1, 1), (2, 1), (7, 1), (12, 2), (12, 12), (30, 1)])
+@pytest.mark.parametrize("extra_dims", [0, 50])
+def test_from_matrix_is_exact_when_states_are_large_enough(n, m, extra_dims):
+    matrix = random_batch(n, n)
+    layer = SemiseparableLayer.from_matrix(matrix, max(1, n // 2) + extra_dims, m)
+    assert_equal(dense_matrix(layer), matrix)
+    assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("n, d, m", [(13, 3, 1), (24, 5, 2), (30, 4, 10)])
+def test_from_matrix_recovers_a_matrix_that_is_semiseparable(n, d, m):
+    matrix = dense_matrix(make_layer(n, d, m)).detach()
+    assert_equal(dense_matrix(SemiseparableLayer.from_matrix(matrix, d, m)), matrix, 1e-9)
+    worse = dense_matrix(SemiseparableLayer.from_matrix(matrix, d - 1, m))
+    assert (worse - matrix).norm() > 1e-3 * matrix.norm()  # one state less is not enough
+
+
+@pytest.mark.parametrize("n, d, m", [(13, 3, 1), (24, 5, 2)])
+def test_from_matrix_is_the_truncated_balanced_realisation(n, d, m):
+    """Written down once more as in the book, with pseudo-inverses, for the causal part."""
+    T = random_batch(n, n)
+    d_k = [min(d, k * m, n - k * m) for k in range(n // m + 1)]
+
+    def hankel_factors(k):  # T[km:, :km] ~ O R, columns of R with the nearest stage first
+        H = T[k * m:, :k * m].unflatten(1, (k, m)).flip(1).flatten(1)
+        U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
+        return U[:, :d_k[k]] * sigma[:d_k[k]].sqrt(), sigma[:d_k[k], None].sqrt() * Vh[:d_k[k]]
+
+    actual = dense_matrix(SemiseparableLayer.from_matrix(T, d, m)).detach()
+    factors = {k: hankel_factors(k) for k in range(1, n // m)}
+    for j in range(n // m):
+        assert_equal(actual[j * m:(j + 1) * m, j * m:(j + 1) * m], T[j * m:(j + 1) * m, j * m:(j + 1) * m])
+        for i in range(j + 1, n // m):
+            block = factors[j + 1][1][:, :m]  # B_j
+            for k in range(j + 1, i):
+                block = torch.linalg.pinv(factors[k + 1][0]) @ factors[k][0][m:] @ block  # A_k
+            assert_equal(actual[i * m:(i + 1) * m, j * m:(j + 1) * m], factors[i][0][:m] @ block)  # C_i
+    # The anticausal part is the causal one of the transpose.
+    assert_equal(dense_matrix(SemiseparableLayer.from_matrix(T.T, d, m)).T, actual)
+
+
+ROW, COLUMN = torch.arange(12.).double()[:, None], torch.arange(12.).double()
+SPECIAL_MATRICES = {name: matrix.double() for name, matrix in {
+    "zero": torch.zeros(12, 12),
+    "identity": ROW == COLUMN,
+    "ones": torch.ones(12, 12),
+    "rank 2": ROW + COLUMN,
+    "tridiagonal": (ROW - COLUMN).abs() <= 1,
+    "lower triangular": ROW >= COLUMN,
+    "one entry": (ROW == 9) & (COLUMN == 2),
+    "decaying singular values": 1 / (1 + ROW + COLUMN),
+    "tiny": torch.full((12, 12), 1e-200, dtype=torch.float64),
+}.items()}
+
+
+@pytest.mark.parametrize("matrix", SPECIAL_MATRICES.values(), ids=SPECIAL_MATRICES.keys())
+@pytest.mark.parametrize("m", [1, 3])
+def test_from_matrix_is_exact_for_matrices_without_full_rank(matrix, m):
+    assert_equal(dense_matrix(SemiseparableLayer.from_matrix(matrix, 6, m)), matrix, 1e-9)
+
+
+@pytest.mark.parametrize("name, d", [("ones", 1), ("rank 2", 2), ("tridiagonal", 1), ("lower triangular", 1)])
+def test_from_matrix_needs_no_larger_states_than_the_rank(name, d):
+    assert_equal(dense_matrix(SemiseparableLayer.from_matrix(SPECIAL_MATRICES[name], d)), SPECIAL_MATRICES[name], 1e-9)
+
+
+def test_states_beyond_the_rank_are_zero():
+    """Their singular values are rounding errors, which the inverse must not blow up."""
+    layer = SemiseparableLayer.from_matrix(SPECIAL_MATRICES["rank 2"], 6)
+    assert layer.A.shape == (12, 6, 6)
+    for name in "ABCEFG":
+        for matrix in stages_of(layer)[name]:
+            if name in "ABEF":
+                assert (matrix[2:] == 0).all()
+            if name in "ACEG":
+                assert (matrix[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("make_matrix, dtype", [
+    (lambda: np.arange(36).reshape(6, 6), torch.float32),
+    (lambda: [[float(i * j) for j in range(6)] for i in range(6)], torch.float32),
+    (lambda: np.random.default_rng(0).normal(size=(6, 6)), torch.float64),
+    (lambda: nn.Linear(6, 6, dtype=torch.float64).weight, torch.float64),
+    (lambda: nn.Linear(6, 6).weight.T, torch.float32),
+], ids=["integers", "list", "float64 array", "parameter", "transposed"])
+def test_from_matrix_takes_arrays_tensors_and_lists(make_matrix, dtype):
+    torch.manual_seed(0)
+    matrix = make_matrix()
+    layer = SemiseparableLayer.from_matrix(matrix, 3)
+    assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in layer.parameters())
+    assert_equal(layer.to_matrix(), torch.as_tensor(matrix).to(dtype), 1e-5)
+
+
+@pytest.mark.parametrize("bias", [np.arange(6), torch.arange(6.), [0, 1, 2, 3, 4, 5]], ids=["array", "tensor", "list"])
+def test_from_matrix_with_bias_is_the_affine_map_and_leaves_its_arguments_alone(bias):
+    matrix = random_batch(6, 6)
+    unchanged = matrix.clone()
+    layer = SemiseparableLayer.from_matrix(matrix, 3, bias=bias)
+    u = random_batch(4, 6)
+    assert_equal(layer(u), u @ matrix.T + torch.arange(6.).double())
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(1)
+    assert torch.equal(matrix, unchanged) and list(bias) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(matrix=torch.zeros(3, 4)), "(3, 4)"),
+    (dict(matrix=torch.zeros(2, 3, 3)), "(2, 3, 3)"),
+    (dict(matrix=torch.eye(3) / torch.tensor([0., 1, 1])), "matrix has entries that are complex, NaN"),
+    (dict(matrix=torch.eye(3), bias=torch.zeros(4)), "(4,)"),
+    (dict(matrix=torch.eye(3), bias=1.0), "()"),
+    (dict(matrix=torch.eye(3), bias=[0, 1, 1j]), "bias has entries that are complex"),
+    (dict(matrix=torch.eye(3), inputoutput_dim=2), "2"),
+    (dict(matrix=torch.eye(3), statespace_dim=0), "0"),
+    (dict(matrix=torch.zeros(0, 0)), "0"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_from_matrix_names_what_it_cannot_take(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SemiseparableLayer.from_matrix(**{"statespace_dim": 1, **arguments})
+
+
+# ---- the faster way for random matrices ----
+
+@pytest.mark.parametrize("n, d, m", [(150, 1, 1), (150, 5, 1), (150, 2, 3)])
+def test_lanczos_realises_the_matrix_that_full_svds_realise(n, d, m, monkeypatch):
+    by_lanczos, by_svd = [], []
+    lanczos, svd = realisation._svds_by_lanczos, realisation._hankel_svd
+    monkeypatch.setattr(realisation, "_svds_by_lanczos",
+                        lambda T, positions, d: by_lanczos.extend(positions) or lanczos(T, positions, d))
+    monkeypatch.setattr(realisation, "_hankel_svd",
+                        lambda T, row, column, d: by_svd.append((row, column)) or svd(T, row, column, d))
+    torch.manual_seed(0)
+    T = get_random_glorot_uniform_matrix((n, n), dtype=torch.float64)
+
+    def realised_matrix(hankel_svds):
+        layer = SemiseparableLayer(n, d, m, initialisation="zeros", dtype=torch.float64)
+        layer.load_state_dict(realise(T, *stage_sizes(n, m), d, hankel_svds=hankel_svds), strict=False)
+        return layer.to_matrix().detach()
+
+    actual = realised_matrix(partial(get_hankel_svds_of_random_matrix, smallest_size=1, nb_blocks=10))
+    # Both parts used the iteration, in more than one group of blocks, and it never gave up on a block.
+    assert len(by_lanczos) >= 2 * 11 and not set(by_lanczos) & set(by_svd)
+    assert sorted(by_lanczos + by_svd) == sorted(2 * [(k, k) for k in range(m, n, m)])
+    assert (actual - realised_matrix(get_hankel_svds)).abs().max() < 1e-6
+
+
+def test_realisation_with_lanczos_repeats_and_takes_no_global_state():
+    T = random_batch(100, 100)
+
+    def realised():
+        return realise(T, *stage_sizes(100), 2,
+                       hankel_svds=partial(get_hankel_svds_of_random_matrix, smallest_size=1))
+
+    first = realised()
+    torch.rand(7)
+    second = realised()
+    assert all(torch.equal(first[name], second[name]) for name in STATE_MATRICES)
+
+
+def test_realisation_restores_the_number_of_threads_even_if_it_fails():
+    def fail(*arguments):
+        assert torch.get_num_threads() == 1
+        raise ArithmeticError
+
+    torch.set_num_threads(3)
+    realise(random_batch(6, 6), *stage_sizes(6), 1)
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ArithmeticError):
+        realise(random_batch(6, 6), *stage_sizes(6), 1, hankel_svds=fail)
+    assert torch.get_num_threads() == 3
+
+
+# ---- initialisations ----
+
+def test_glorot_uniform_matrix_is_uniform_within_its_limit():
+    for shape in ((300, 200), (40000,)):
+        values = get_random_glorot_uniform_matrix(shape)
+        limit = (6 / sum(shape)) ** 0.5
+        assert values.shape == torch.Size(shape) and values.dtype == torch.float32
+        assert 0.999 * limit < values.max() <= limit and -limit <= values.min() < -0.999 * limit
+        assert abs(values.mean()) < 0.02 * limit
+        assert values.square().mean().item() == pytest.approx(limit ** 2 / 3, rel=0.03)
+
+
+def test_paper_initialisation_realises_a_glorot_uniform_matrix():
+    """With states large enough the drawn matrix itself comes back."""
+    torch.manual_seed(0)
+    layer = SemiseparableLayer(60, 30)
+    for values, size, spread in ((dense_matrix(layer), 120, 0.06), (layer.bias, 60, 0.4)):
+        limit = (6 / size) ** 0.5
+        assert 0.9 * limit < values.abs().max() <= limit * (1 + 1e-5)
+        assert values.square().mean().item() == pytest.approx(limit ** 2 / 3, rel=spread)
+
+
+@pytest.mark.parametrize("initialisation", ["realisation", "direct"])
+@pytest.mark.parametrize("n, d, m", [(13, 3, 1), (24, 5, 2), (30, 4, 10), (140, 2, 1)])
+def test_blocks_off_the_diagonal_have_rank_statespace_dim(n, d, m, initialisation):
+    torch.manual_seed(0)
+    T = dense_matrix(SemiseparableLayer(n, d, m, initialisation=initialisation, dtype=torch.float64)).detach()
+    ranks = []
+    for k in range(1, n // m, 1 if n < 100 else 7):
+        for block in (T[k * m:, :k * m], T[:k * m, k * m:]):
+            ranks.append(torch.linalg.matrix_rank(block, rtol=1e-10).item())
+            assert ranks[-1] <= d
+    assert max(ranks) == d  # not because the matrix is zero
+    assert torch.linalg.matrix_rank(T) > d
+
+
+@pytest.mark.parametrize("d", [1, 5])
+@pytest.mark.parametrize("n, nb_realisations", [(50, 30), (200, 4)])
+def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, nb_realisations, d):
+    torch.manual_seed(0)
+
+    def mean_square_entry(initialisation, nb_layers):
+        total = 0
+        for _ in range(nb_layers):
+            T = SemiseparableLayer(n, d, initialisation=initialisation).to_matrix().detach()
+            total += (T.square().sum() - T.diag().square().sum()).item() / (n * (n - 1)) / nb_layers
+        return total
+
+    # One direct layer scatters by about 20 % at n = 50, d = 1: the mean over 200 of them by 1.5 %.
+    realised = mean_square_entry("realisation", nb_realisations)
+    assert mean_square_entry("direct", 200) == pytest.approx(realised, rel=0.2)
+
+
+@pytest.mark.parametrize("initialisation", ["realisation", "direct"])
+def test_same_seed_gives_the_same_parameters_and_another_seed_others(initialisation):
+    def parameters(seed, **kwargs):
+        torch.manual_seed(seed)
+        return list(SemiseparableLayer(140, 2, initialisation=initialisation, **kwargs).parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(parameters(0), parameters(0)))
+    assert not any(torch.equal(a, b) for a, b in zip(parameters(0), parameters(1)))
+    # A seed means the same layer in any dtype.
+    for a, b in zip(parameters(0), parameters(0, dtype=torch.float64)):
+        assert_equal(b.float(), a, 1e-6)
