@@ -3,19 +3,25 @@
 15 % of the samples are split off for validation. An epoch shuffles the rest, takes Adam steps on batches of it, then
 records loss and accuracy on all of it and the accuracy on the validation part. Training stops once the validation
 accuracy has not improved for `patience` epochs; the weights of the last epoch stay.
+
+Two things make this fast and change nothing but rounding. A batch passes through the net in parts that fit the
+processor's cache, whose gradients add up. And where an epoch is one batch, as in the paper, the pass that makes the
+gradient of step t + 1 is taken with the weights after step t: its loss and accuracy are those to record after epoch t.
 """
 
+import copy
 import math
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from checks import check_finite_numbers, check_positive_integers
 
 VALIDATION_SHARE = 0.15
-EVALUATION_BATCH_SIZE = 8192  # samples per forward pass without gradients; bounds the memory of evaluation
+# What a forward pass may keep for the backward one, by device: on a CPU what fits its cache, on a GPU what occupies it.
+PASS_BYTES = {"cpu": 2 ** 24, "cuda": 2 ** 30}
+SMALLEST_PASS = 1024  # samples; fewer would spend their time on calls
 
 
 def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=1000, use_Adam=True,
@@ -38,34 +44,43 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     :raises ValueError: samples or labels that do not fit, see _to_tensors, and hyperparameters that are out of range
     :raises FloatingPointError: the training loss is NaN or infinite
     """
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
                                    min_number_training_epochs, max_number_training_epochs)
-    X, y = _to_tensors(model, X_train_np, Y_train_np)
-    if len(X) < 2:
-        raise ValueError(f"{len(X)} samples are too few to split off {VALIDATION_SHARE:.0%} for validation")
+    if len(X_train_np) < 2:
+        raise ValueError(f"{len(X_train_np)} samples are too few to split off {VALIDATION_SHARE:.0%} for validation")
     if seed is None:
         seed = torch.randint(2 ** 31, (), device="cpu").item()
-    training_part, validation_part = train_test_split(np.arange(len(X)), test_size=VALIDATION_SHARE, random_state=seed)
-    # The training part first, so that both parts are evaluated in one forward pass.
-    order = torch.from_numpy(np.concatenate((training_part, validation_part))).to(X.device)
-    X, y, nb_training = X[order], y[order], len(training_part)
+    training_part, validation_part = train_test_split(np.arange(len(X_train_np)), test_size=VALIDATION_SHARE,
+                                                      random_state=seed)
+    nb_training = len(training_part)
+    X, y = _to_tensors(model, X_train_np, Y_train_np, np.concatenate((training_part, validation_part)))
 
     # The fused implementation does the same arithmetic in one call for all parameters.
     optimizer = (torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True) if use_Adam
                  else torch.optim.SGD(model.parameters(), lr=learning_rate))
     shuffles = torch.Generator().manual_seed(seed)
+    pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X)
+    is_one_batch = batch_size >= nb_training and is_same_in_training
     training_loss_history, accuracy_history, val_accuracy_history = [], [], []
+    if is_one_batch:
+        evaluate(model, X, y, nb_training, pass_size, add_gradients=True)
     while not _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_number_training_epochs,
                            max_number_training_epochs):
-        train_epoch(model, X[:nb_training], y[:nb_training], optimizer, batch_size, shuffles)
-        y_pred = predict(model, X)
-        loss = get_loss(y[:nb_training], y_pred[:nb_training]).item()
+        if is_one_batch:  # its gradient comes from the evaluation before, whatever the order of the samples
+            optimizer.step()
+        else:
+            train_epoch(model, X[:nb_training], y[:nb_training], optimizer, batch_size, shuffles,
+                        pass_size if is_same_in_training else batch_size)  # batch statistics need the whole batch
+        optimizer.zero_grad()
+        loss, accuracy, val_accuracy = evaluate(model, X, y, nb_training, pass_size, add_gradients=is_one_batch)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the training loss is {loss} after epoch {len(accuracy_history) + 1}; "
                                      f"try a learning_rate below {learning_rate:g}")
         training_loss_history.append(loss)
-        accuracy_history.append(get_accuracy_score(y[:nb_training], y_pred[:nb_training]))
-        val_accuracy_history.append(get_accuracy_score(y[nb_training:], y_pred[nb_training:]))
+        accuracy_history.append(accuracy)
+        val_accuracy_history.append(val_accuracy)
     return training_loss_history, accuracy_history, val_accuracy_history
 
 
@@ -83,16 +98,67 @@ def check_training_hyperparameters(learning_rate, batch_size, min_accuracy_impro
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
 
 
-def train_epoch(model, X, y, optimizer, batch_size, shuffles):
+def train_epoch(model, X, y, optimizer, batch_size, shuffles, pass_size):
     """One pass over the tensors X (N, ...) and y (N,) in shuffled batches, one step of the optimizer per batch.
 
     :param shuffles: torch.Generator on the CPU that the order of the samples is drawn from
+    :param pass_size: samples that go through the net at a time
     """
     model.train()
     for batch in torch.randperm(len(X), generator=shuffles, device="cpu").to(X.device).split(int(batch_size)):
         optimizer.zero_grad()
-        get_loss(y[batch], model(X[batch])).backward()
+        for part in batch.split(pass_size):
+            (get_loss(y[part], model(X[part])) * (len(part) / len(batch))).backward()
         optimizer.step()
+
+
+def evaluate(model, X, y, nb_training, pass_size, add_gradients=False):
+    """(loss and accuracy on the first nb_training samples, accuracy on the others or NaN if there are none), floats.
+
+    :param X, y: tensors (N, ...) and (N,)
+    :param pass_size: samples that go through the net at a time
+    :param add_gradients: add the gradients of the loss to those of the parameters
+    """
+    was_training = model.training
+    model.train(add_gradients)
+    loss, is_right = torch.zeros((), device=X.device), []
+    for start, X_part, y_part in zip(range(0, len(X), pass_size), X.split(pass_size), y.split(pass_size)):
+        nb_with_loss = min(max(nb_training - start, 0), len(X_part))
+        with torch.set_grad_enabled(add_gradients and nb_with_loss > 0):
+            y_pred = model(X_part)
+            if nb_with_loss:
+                part = get_loss(y_part[:nb_with_loss], y_pred[:nb_with_loss]) * (nb_with_loss / nb_training)
+                loss = loss + part.detach()
+        if add_gradients and nb_with_loss:
+            part.backward()
+        is_right.append(y_pred.detach().argmax(1) == y_part)
+    model.train(was_training)
+    is_right = torch.cat(is_right).double()
+    return loss.item(), is_right[:nb_training].mean().item(), is_right[nb_training:].mean().item()
+
+
+def _is_same_in_training(model, X):
+    """Whether a net gives the same in training and in evaluation mode, so has no dropout and no batch statistics."""
+    X, probe = X[:SMALLEST_PASS], copy.deepcopy(model)  # batch statistics change, those of the copy
+    with torch.no_grad(), torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
+        return torch.equal(probe.train()(X), probe.eval()(X))
+
+
+def _get_pass_size(model, X):
+    """Number of samples that fill PASS_BYTES with what their forward pass keeps for the backward one."""
+    def get_nb_bytes(nb_samples):
+        samples = X[:1].expand(nb_samples, *X.shape[1:])
+        sizes = [samples.nbytes]
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: sizes.append(tensor.nbytes), lambda size: size):
+            model(samples)
+        return sum(sizes)
+
+    was_training = model.training
+    model.eval()
+    nb_bytes_per_sample = get_nb_bytes(2) - get_nb_bytes(1)  # parameters, kept as well, cancel out
+    model.train(was_training)
+    return max(SMALLEST_PASS, PASS_BYTES.get(X.device.type, PASS_BYTES["cuda"]) // nb_bytes_per_sample)
 
 
 def _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_number_training_epochs,
@@ -103,16 +169,6 @@ def _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_n
     if nb_epochs <= max(min_number_training_epochs, 2 * patience):
         return False
     return max(val_accuracy_history[-patience:]) < max(val_accuracy_history[:-patience]) + min_accuracy_improvement
-
-
-@torch.no_grad()
-def predict(model, X):
-    """Class probabilities (N, classes) of a tensor X (N, ...): evaluation mode, no gradients, bounded memory."""
-    was_training = model.training
-    model.eval()
-    y_pred = torch.cat([model(part) for part in X.split(EVALUATION_BATCH_SIZE)])
-    model.train(was_training)
-    return y_pred
 
 
 def get_loss(y_true, y_pred):
@@ -132,8 +188,7 @@ def get_loss_and_accuracy(model, X, y_true):
     :raises ValueError: samples or labels that do not fit
     """
     X, y_true = _to_tensors(model, X, y_true)
-    y_pred = predict(model, X)
-    return get_loss(y_true, y_pred).item(), get_accuracy_score(y_true, y_pred)
+    return evaluate(model, X, y_true, len(X), _get_pass_size(model, X))[:2]
 
 
 def get_nb_model_parameters(model, count_gradientless_parameters=True):
@@ -150,27 +205,42 @@ def get_nb_model_parameters(model, count_gradientless_parameters=True):
     return sum(sizes.values())
 
 
-def _to_tensors(model, X, y):
-    """Samples and labels on the model's device, in its dtype and int64, checked for all that would fail later."""
-    parameter = next(model.parameters())
-    # Arrays are copied: joblib hands out read-only ones, which torch must not share.
-    X, y = (data if isinstance(data, torch.Tensor) else torch.tensor(np.asarray(data)) for data in (X, y))
-    X = X.to(parameter.device, parameter.dtype)
-    if X.dim() < 2:
-        raise ValueError(f"samples must have shape (N, ...) with one feature or more, got {tuple(X.shape)}")
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be integers of shape (N,), got dtype {y.dtype} and shape {tuple(y.shape)}")
-    y = y.to(parameter.device, torch.int64)
+def _to_tensors(model, X, y, rows=None):
+    """Samples and labels on the model's device, in its dtype and int64, checked for all that would fail later.
+
+    :param rows: array of int, which samples in which order; None: all of them
+    """
     if len(X) != len(y):
         raise ValueError(f"{len(X)} samples, but {len(y)} labels")
     if len(X) == 0:
         raise ValueError("no samples")
-    finite = torch.isfinite(X.flatten(1)).all(1)
+    rows = np.arange(len(X)) if rows is None else rows
+    parameter = next(model.parameters())
+    X, y = _take_rows(X, rows).to(parameter.device, parameter.dtype), _take_rows(y, rows).to(parameter.device)
+    if X.dim() < 2:
+        raise ValueError(f"samples must have shape (N, ...) with one feature or more, got {tuple(X.shape)}")
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers of shape (N,), got dtype {y.dtype} and shape {tuple(y.shape)}")
+    y = y.to(torch.int64)
+    finite = torch.cat([torch.isfinite(part.flatten(1)).all(1) for part in X.split(SMALLEST_PASS)]).cpu().numpy()
     if not finite.all():
-        raise ValueError(f"X has {len(X) - int(finite.sum())} of {len(X)} samples with NaN or infinite values, "
-                         f"the first is sample {int((~finite).nonzero()[0])}; remove or replace them")
-    nb_classes = predict(model, X[:1]).shape[1]
+        raise ValueError(f"X has {(~finite).sum()} of {len(X)} samples with NaN or infinite values, "
+                         f"the first is sample {rows[~finite].min()}; remove or replace them")
+    was_training = model.training
+    with torch.no_grad():
+        nb_classes = model.eval()(X[:1]).shape[1]
+    model.train(was_training)
     if y.min() < 0 or y.max() >= nb_classes:
         raise ValueError(f"labels must be 0 .. {nb_classes - 1}, one per output of the model, "
                          f"got {int(y.min())} .. {int(y.max())}")
     return X, y
+
+
+def _take_rows(data, rows):
+    """A tensor with the given rows (array of int) of a tensor, an array or a list."""
+    if isinstance(data, torch.Tensor):
+        return data[torch.from_numpy(rows).to(data.device)]
+    # This copies once: the arrays that joblib hands out are read-only, which torch does not take, nor does it take
+    # another byte order than the processor's.
+    data = np.asarray(data)[rows]
+    return torch.from_numpy(data.astype(data.dtype.newbyteorder("="), copy=False))
