@@ -34,6 +34,13 @@ def get_random_glorot_uniform_matrix(shape, *, dtype=None):
     return torch.empty(shape, device="cpu", dtype=dtype).uniform_(-limit, limit)
 
 
+def get_stage_dims(input_size, output_size, inputoutput_dim):
+    """Inputs of each stage and outputs of each stage, two lists: K = the smaller size / inputoutput_dim consecutive
+    parts as even as possible, the larger ones first, as numpy.array_split makes them."""
+    K = min(input_size, output_size) // inputoutput_dim
+    return tuple([size // K + (k < size % K) for k in range(K)] for size in (input_size, output_size))
+
+
 def get_state_dims(input_dims, output_dims, statespace_dim):
     """[d_0, ..., d_K]: entries of the causal state that enters stage k, which has no use for more than there are inputs
     before it or outputs from k on. With the two lists exchanged: of the anticausal state that leaves stage k."""
@@ -54,6 +61,7 @@ def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None
         largest state d and the largest numbers m and m' of inputs and outputs of a stage
     """
     hankel_svds = hankel_svds or get_hankel_svds
+    matrix = matrix.double().cpu()
     causal = get_state_dims(input_dims, output_dims, statespace_dim)
     anticausal = get_state_dims(output_dims, input_dims, statespace_dim)
     d = max(causal + anticausal)
@@ -215,10 +223,12 @@ def draw_state_matrices(input_dims, output_dims, statespace_dim):
     Every A_k is an orthogonal matrix times the factor by which entries fall from one stage to the next; B_k and C_k are
     normal with the variance that gives the entries of the represented matrix theirs.
     """
-    n, m, K = sum(input_dims), max(input_dims), len(input_dims)
+    K, m, nb_outputs = len(input_dims), max(input_dims), max(output_dims)
+    n = (sum(input_dims) + sum(output_dims)) / 2
     state_dims = get_state_dims(input_dims, output_dims, statespace_dim)
-    d = max(state_dims)
-    fall = math.exp(-m / (2 * n ** FALL_EXPONENT))
+    anticausal_state_dims = get_state_dims(output_dims, input_dims, statespace_dim)
+    d = max(state_dims + anticausal_state_dims)
+    fall = math.exp(-n / K / (2 * n ** FALL_EXPONENT))
     # E T_ij² = d_k fall^(2 (i-j-1)) E B² E C² for stages i > j; scale = sqrt(E B²) = sqrt(E C²) sets its mean.
     distances = torch.arange(max(K - 1, 1), dtype=torch.float64)
     mean_fall = torch.sum((len(distances) - distances) * fall ** (2 * distances)) / torch.sum(distances + 1)
@@ -226,18 +236,23 @@ def draw_state_matrices(input_dims, output_dims, statespace_dim):
     variance = (1 - math.exp(-VARIANCE_FACTOR * (max(1, d) / n) ** VARIANCE_EXPONENT)) / n
     scale = (variance / mean_dim / mean_fall.item()) ** 0.25
 
-    used = (torch.arange(d) < torch.tensor(state_dims)[:, None]).float()  # (K + 1, d): 0 in the padding
+    def used(dims, size):
+        """(len(dims), size): 1 for the entries in use, 0 in the padding"""
+        return (torch.arange(size) < torch.tensor(dims)[:, None]).float()
 
-    def draw_part(used_in, used_out):
-        """A, B and C for states that enter the stages, or leave them, with the given entries in use (K, d)."""
-        used_in, used_out = used_in[:, None, :], used_out[:, :, None]
+    def draw_part(dims_in, dims_out):
+        """A, B and C for states that enter the stages, or leave them, with the given numbers of entries."""
+        used_in, used_out = used(dims_in, d)[:, None, :], used(dims_out, d)[:, :, None]
         A = fall * torch.linalg.qr(torch.randn(K, d, d)).Q * used_out * used_in
-        return A, scale * torch.randn(K, d, m) * used_out, scale * torch.randn(K, m, d) * used_in
+        B = scale * torch.randn(K, d, m) * used_out * used(input_dims, m)[:, None, :]
+        return A, B, scale * torch.randn(K, nb_outputs, d) * used_in * used(output_dims, nb_outputs)[:, :, None]
 
-    A, B, C = draw_part(used[:-1], used[1:])
-    E, F, G = draw_part(used[1:], used[:-1])
-    D = torch.empty(K, m, m).uniform_(-math.sqrt(3 / n), math.sqrt(3 / n))
-    return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G, bias=get_random_glorot_uniform_matrix((n,)))
+    A, B, C = draw_part(state_dims[:-1], state_dims[1:])
+    E, F, G = draw_part(anticausal_state_dims[1:], anticausal_state_dims[:-1])
+    limit = math.sqrt(3 / n)
+    D = torch.empty(K, nb_outputs, m).uniform_(-limit, limit)
+    D = D * used(output_dims, nb_outputs)[:, :, None] * used(input_dims, m)[:, None, :]
+    return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G, bias=get_random_glorot_uniform_matrix((sum(output_dims),)))
 
 
 INITIALISATIONS = {"realisation": realise_glorot_uniform_matrix, "direct": draw_state_matrices,

@@ -1,13 +1,13 @@
 """Sequentially semiseparable (SSS) layers and the nets of the benchmark that have one as hidden layer.
 
-An SSS layer computes y = T u + bias without ever forming the n x n matrix T. The input u is cut into K slices
-u_k of m = `inputoutput_dim` entries, the output likewise, and two recursions carry a state from stage to stage:
+An SSS layer computes y = T u + bias without ever forming the matrix T. The input u is cut into K slices u_k of m
+entries, the output into K slices y_k of p entries, and two recursions carry a state from stage to stage:
 
     x_{k+1} = A_k x_k + B_k u_k                 causal,     k = 0 .. K-1, x_0 empty
     z_{k-1} = E_k z_k + F_k u_k                 anticausal, k = K-1 .. 0, z_{K-1} empty
     y_k     = C_k x_k + D_k u_k + G_k z_k       (+ bias)
 
-With states of d = `statespace_dim` entries this takes O(n (d + m)²/m) parameters and operations, not O(n²). Such is
+With states of d entries this takes K (d + m) (d + p) parameters and operations each way, not K² m p. Such is
 `recursion`. `forward` gives the same faster: K tiny products one after the other would spend all time on calls, so
 neighbouring stages are merged first, exactly, into chunks of about 64 inputs:
 
@@ -23,6 +23,7 @@ Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39; Chandrasekaran et al.,
 """
 
 import math
+import warnings
 from itertools import pairwise
 
 import torch
@@ -31,7 +32,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from checks import check_choice, check_features, check_finite, check_positive_integers
-from realisation import INITIALISATIONS, get_random_glorot_uniform_matrix, get_state_dims, realise  # noqa: F401
+from realisation import (INITIALISATIONS, get_random_glorot_uniform_matrix, get_stage_dims, get_state_dims,  # noqa: F401
+                         realise)
 from standardmodels import ConvNet, FeedForwardNet
 
 LARGEST_DENSE_SIZE = 128  # up to here one chunk, that is the dense matrix and one product, is fastest
@@ -39,144 +41,213 @@ CHUNK_SIZE = 64  # inputs per chunk above; the optimum is flat
 
 
 class SemiseparableLayer(nn.Module):
-    """y = T u + bias with an SSS matrix T; (..., input_size) -> (..., input_size).
+    """y = T u + bias with an SSS matrix T; (..., input_size) -> (..., output_size).
 
-    The parameters are stacked over the K = nb_states stages and zero-padded to the largest state, d. The true sizes,
-    with d_k = state_dims[k], are A_k: d_{k+1} x d_k, B_k: d_{k+1} x m, C_k: m x d_k, D_k: m x m, E_k: d_k x d_{k+1},
-    F_k: d_k x m, G_k: m x d_{k+1}. The padding has zero gradients, so that it stays zero in training.
+    Inputs and outputs are split into K = nb_states consecutive parts as even as possible, a stage for each; their sizes
+    are `input_dims` and `output_dims`. The parameters are stacked over the stages and zero-padded to the largest state
+    d, the most inputs m and the most outputs m' of a stage; `stage_shapes` has the true sizes. Whatever stands in the
+    padding, it is left out and has no gradient.
 
-    :param input_size: number n of inputs and of outputs
+    :param input_size: number n of inputs
     :param statespace_dim: largest number of entries of a state
-    :param inputoutput_dim: number m of inputs and outputs per stage; divides input_size
+    :param inputoutput_dim: number of inputs and outputs per stage; divides the smaller size, of which it is the part
+    :param output_size: number n' of outputs; None: as many as inputs
+    :param bias: whether there is one
     :param initialisation: "realisation" realises a Glorot-uniform matrix as in the paper, about O(n³) operations;
         "direct" draws state matrices whose matrix has entries of about the same variance, O(n); "zeros" is for
         layers whose parameters are set afterwards
     :raises ValueError: for sizes that are no positive integers or do not divide, and for another initialisation
     """
 
-    def __init__(self, input_size, statespace_dim=10, inputoutput_dim=1, *, initialisation="realisation",
-                 device=None, dtype=None):
+    def __init__(self, input_size, statespace_dim=10, inputoutput_dim=1, *, output_size=None, bias=True,
+                 initialisation="realisation", device=None, dtype=None):
         super().__init__()
-        check_positive_integers(input_size=input_size, statespace_dim=statespace_dim, inputoutput_dim=inputoutput_dim)
-        if input_size % inputoutput_dim:
-            raise ValueError(f"inputoutput_dim must divide input_size, got {inputoutput_dim} and {input_size}")
+        output_size = input_size if output_size is None else output_size
+        check_positive_integers(input_size=input_size, statespace_dim=statespace_dim, inputoutput_dim=inputoutput_dim,
+                                output_size=output_size)
+        if min(input_size, output_size) % inputoutput_dim:
+            raise ValueError(f"inputoutput_dim must divide input_size, or output_size if that is smaller, "
+                             f"got {inputoutput_dim} and {min(input_size, output_size)}")
         check_choice("initialisation", initialisation, tuple(INITIALISATIONS))
-        self.input_size, self.statespace_dim, self.inputoutput_dim = input_size, statespace_dim, inputoutput_dim
-        self.nb_states = input_size // inputoutput_dim
-        K, m, d = self.nb_states, inputoutput_dim, max(self.state_dims)
+        self.input_size, self.output_size, self.initialisation = input_size, output_size, initialisation
+        self.statespace_dim, self.inputoutput_dim = statespace_dim, inputoutput_dim
+        self.input_dims, self.output_dims = get_stage_dims(input_size, output_size, inputoutput_dim)
+        self.state_dims = get_state_dims(self.input_dims, self.output_dims, statespace_dim)
+        self.anticausal_state_dims = get_state_dims(self.output_dims, self.input_dims, statespace_dim)
+        self.nb_states = K = len(self.input_dims)
+        m, p, d = self.input_dims[0], self.output_dims[0], max(self.state_dims + self.anticausal_state_dims)
+        self._warn_of_size()
 
         def zeros(*shape):
             return nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 
         self.A = zeros(K, d, d)  # causal state to the next stage's
         self.B = zeros(K, d, m)  # input to causal state
-        self.C = zeros(K, m, d)  # causal state to output
-        self.D = zeros(K, m, m)  # input to output
+        self.C = zeros(K, p, d)  # causal state to output
+        self.D = zeros(K, p, m)  # input to output
         self.E = zeros(K, d, d)  # anticausal state to the previous stage's
         self.F = zeros(K, d, m)  # input to anticausal state
-        self.G = zeros(K, m, d)  # anticausal state to output
-        self.bias = zeros(input_size)
+        self.G = zeros(K, p, d)  # anticausal state to output
+        self.register_parameter("bias", zeros(output_size) if bias else None)
         # Chunks must be longer than their two states, or handling these costs more than the inputs do.
-        stages_per_chunk = K if input_size <= LARGEST_DENSE_SIZE else max(1, max(CHUNK_SIZE, 2 * d) // m)
+        stages_per_chunk = K if max(K * m, K * p) <= LARGEST_DENSE_SIZE else max(1, max(CHUNK_SIZE, 2 * d) // max(m, p))
         self._nb_chunks = math.ceil(K / stages_per_chunk)
-        # Drawn on the CPU, whatever the default device is, so that a seed means the same on all devices.
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw all parameters anew, by the layer's initialisation."""
+        # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
-            values = INITIALISATIONS[initialisation](*self._dims, statespace_dim)
+            values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
+            is_used = _stage_matrices(**{name: _get_used_entries(shapes, getattr(self, name).shape)
+                                         for name, shapes in self.stage_shapes.items()})
         self._set_parameters(values)
+        self.register_buffer("_is_padding", ~is_used.to(self.D.device), persistent=False)
+        for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
+            index = _get_index(dims).to(self.D.device) if dims[0] != dims[-1] else None
+            self.register_buffer(name, index, persistent=False)
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
         """The SSS layer whose matrix is close to a given one, by truncated balanced realisation.
 
-        Exact if statespace_dim is at least the rank of every block T[k m:, :k m] and T[:k m, k m:]. Takes a full
-        singular value decomposition of each of them, about O(n⁴) operations: seconds at n = 500.
+        Exact if statespace_dim is at least the rank of every block of rows of stages from k on and columns of stages
+        before k, and the other way round; hankel_singular_values of realisation.py tells how close. About O(n³ d)
+        operations where the singular values are distinct, else O(n⁴).
 
-        :param matrix: square tensor or array (n, n), row i the weights of output i; gives the layer dtype and device
-        :param bias: (n,), zero if None
-        :raises ValueError: matrix not square, a bias of another size, or entries that are complex, NaN or infinite
+        :param matrix: tensor or array (n', n), row i the weights of output i; its floating-point dtype and its device
+            become those of the layer
+        :param bias: (n',); zero if None; a layer without bias if False
+        :raises ValueError: no matrix, a bias of another size, or entries that are complex, NaN or infinite
         """
         matrix = torch.as_tensor(matrix).detach()
-        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
-        bias = torch.zeros(len(matrix)) if bias is None else torch.as_tensor(bias).detach()
-        if bias.shape != (len(matrix),):
-            raise ValueError(f"bias must have shape ({len(matrix)},), got {tuple(bias.shape)}")
-        check_finite(matrix=matrix, bias=bias)
-        layer = cls(len(matrix), statespace_dim, inputoutput_dim, initialisation="zeros", device=matrix.device,
+        if matrix.dim() != 2:
+            raise ValueError(f"matrix must have two dimensions, got shape {tuple(matrix.shape)}")
+        check_finite(matrix=matrix)
+        output_size, input_size = matrix.shape
+        layer = cls(input_size, statespace_dim, inputoutput_dim, output_size=output_size, bias=bias is not False,
+                    initialisation="zeros", device=matrix.device,
                     dtype=matrix.dtype if matrix.is_floating_point() else None)
-        layer._set_parameters({**realise(matrix.double().cpu(), *layer._dims, statespace_dim), "bias": bias})
+        values = realise(matrix, layer.input_dims, layer.output_dims, statespace_dim)
+        if bias is not None and bias is not False:
+            values["bias"] = torch.as_tensor(bias).detach()
+            if values["bias"].shape != (output_size,):
+                raise ValueError(f"bias must have shape ({output_size},), got {tuple(values['bias'].shape)}")
+            check_finite(bias=values["bias"])
+        layer._set_parameters(values)
         return layer
+
+    @classmethod
+    def from_linear(cls, linear, statespace_dim, inputoutput_dim=1):
+        """The SSS layer closest to an nn.Linear in the sense of from_matrix, with its bias, dtype, device and mode; its
+        parameters require gradients where those of the nn.Linear do."""
+        layer = cls.from_matrix(linear.weight, statespace_dim, inputoutput_dim,
+                                bias=False if linear.bias is None else linear.bias)
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_((linear.bias if name == "bias" else linear.weight).requires_grad)
+        return layer.train(linear.training)
 
     @torch.no_grad()
     def _set_parameters(self, values):
-        for name, value in values.items():
-            getattr(self, name).copy_(value)
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.copy_(values[name]) if name in values else parameter.zero_()
 
     @property
-    def _dims(self):
-        """Inputs and outputs of each stage."""
-        return ([self.inputoutput_dim] * self.nb_states,) * 2
-
-    @property
-    def state_dims(self):
-        """[d_0, ..., d_K]: entries of the causal state that enters stage k, and of the anticausal one that leaves it.
-        Border states are smaller: fewer inputs lie before them, or outputs behind."""
-        return get_state_dims(*self._dims, self.statespace_dim)
+    def stage_shapes(self):
+        """{name: [(rows, columns) of stage k, k = 0 .. K-1]} of the state matrices without padding. Border states are
+        smaller, for fewer inputs lie before them, or outputs behind; see state_dims and anticausal_state_dims."""
+        m, p, d, e = self.input_dims, self.output_dims, self.state_dims, self.anticausal_state_dims
+        return {name: list(zip(rows, columns)) for name, rows, columns in (
+            ("A", d[1:], d[:-1]), ("B", d[1:], m), ("C", p, d[:-1]), ("D", p, m),
+            ("E", e[:-1], e[1:]), ("F", e[:-1], m), ("G", p, e[1:]))}
 
     @property
     def padding_sizes(self):
         """{parameter name: how many of its entries are padding and no parameters of the model}."""
-        d, m = self.state_dims, self.inputoutput_dim
-        matrix_entries, vector_entries = sum(d[k] * d[k + 1] for k in range(self.nb_states)), m * sum(d)
-        return {name: getattr(self, name).numel() - (matrix_entries if name in "AE" else vector_entries)
-                for name in "ABCEFG"}
+        return {name: getattr(self, name).numel() - sum(rows * columns for rows, columns in shapes)
+                for name, shapes in self.stage_shapes.items()}
 
     def recursion(self, u):
         """What forward gives, by the equations above, stage after stage: slow, and what forward is tested against."""
-        check_features(u, self.input_size, self.bias.dtype)
-        stages = u.reshape(-1, self.nb_states, self.inputoutput_dim).permute(1, 2, 0)  # (..., n) -> (K, m, batch)
-        y = _recursion(stages, self.A, self.B, self.C, self.D, self.E, self.F, self.G)
-        return y.permute(2, 0, 1).reshape(u.shape) + self.bias  # (K, m, batch) -> (..., n)
+        check_features(u, self.input_size, self.D.dtype)
+        stages = {name: [matrix[:rows, :columns] for matrix, (rows, columns) in zip(getattr(self, name), shapes)]
+                  for name, shapes in self.stage_shapes.items()}
+        batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
+        y = _recursion(batch.mT.split(self.input_dims), **stages).mT.reshape(*u.shape[:-1], self.output_size)
+        return y if self.bias is None else y + self.bias
 
     def forward(self, u):
-        check_features(u, self.input_size, self.bias.dtype)
+        check_features(u, self.input_size, self.D.dtype)
         batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
         # Like torch's own layers, this one leaves float64 alone under autocast.
         if not torch.is_autocast_enabled(u.device.type) or u.dtype == torch.float64:
-            return self._apply_matrix(batch, self.bias).reshape(u.shape)
-        # The stages are merged in the parameters' precision; only the large products take the lower one.
-        with torch.autocast(u.device.type, enabled=False):
-            return self._apply_matrix(batch.to(torch.get_autocast_dtype(u.device.type)), self.bias).reshape(u.shape)
+            y = self._apply_matrix(batch, self.bias)
+        else:  # The stages are merged in the parameters' precision; only the large products take the lower one.
+            with torch.autocast(u.device.type, enabled=False):
+                y = self._apply_matrix(batch.to(torch.get_autocast_dtype(u.device.type)), self.bias)
+        return y.reshape(*u.shape[:-1], self.output_size)  # (batch, n') -> (..., n')
 
     def to_matrix(self):
-        """The matrix T that the layer represents, (input_size, input_size), dense and differentiable."""
-        identity = torch.eye(self.input_size, device=self.bias.device, dtype=self.bias.dtype)
-        with torch.autocast(self.bias.device.type, enabled=False):
-            return self._apply_matrix(identity, torch.zeros_like(self.bias)).mT
+        """The matrix T that the layer represents, (output_size, input_size), dense and differentiable."""
+        identity = torch.eye(self.input_size, device=self.D.device, dtype=self.D.dtype)
+        with torch.autocast(self.D.device.type, enabled=False):
+            return self._apply_matrix(identity, None).mT
 
     def _apply_matrix(self, u, bias):
-        """T u + bias, (batch, n) -> (batch, n)"""
-        chunks = _merge_stages(self.A, self.B, self.C, self.D, self.E, self.F, self.G, self._nb_chunks)
-        chunks, bias = [matrices.to(u.dtype) for matrices in chunks], bias.to(u.dtype)
+        """T u + bias, (batch, n) -> (batch, n')"""
+        M = _stage_matrices(self.A, self.B, self.C, self.D, self.E, self.F, self.G).masked_fill(self._is_padding, 0)
+        chunks = [matrices.to(u.dtype) for matrices in _merge_stages(M, *self.D.shape[1:], self._nb_chunks)]
+        bias = bias if bias is None else bias.to(u.dtype)
         if self._nb_chunks == 1:
-            return functional.linear(u, chunks[0][0], bias)
+            T = chunks[0][0]  # (K p, K m)
+            T = T if self._output_index is None else T[self._output_index]
+            return functional.linear(u, T if self._input_index is None else T[:, self._input_index], bias)
         A, B, C, D, E, F, G = chunks
-        nb_empty = D.shape[0] * D.shape[1] - self.input_size
-        if nb_empty:  # the last chunk is not full: its empty stages get zeros, and what they give is dropped
-            u, bias = (functional.pad(values, (0, nb_empty)) for values in (u, bias))
+        nb_chunks, nb_outputs, nb_inputs = D.shape
+        u = _spread(u, self._input_index, nb_chunks * nb_inputs)
+        bias = u.new_zeros(nb_chunks * nb_outputs) if bias is None else _spread(
+            bias, self._output_index, nb_chunks * nb_outputs)
         # Compilers and functorch's transforms cannot see through what _ApplyChunks writes in place.
         plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         y = (_apply_chunks if plain else _ApplyChunks.apply)(u, A, B, C, D, E, F, G, bias)
-        return y[:, :self.input_size].contiguous()
+        return y[:, :self.output_size].contiguous() if self._output_index is None else y[:, self._output_index]
 
     def extra_repr(self):
-        names = "input_size", "statespace_dim", "inputoutput_dim", "nb_states"
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names) + f", bias={self.bias is not None}"
+
+    def _warn_of_size(self):
+        nb_parameters = sum(rows * columns for shapes in self.stage_shapes.values() for rows, columns in shapes)
+        nb_dense = self.input_size * self.output_size
+        if nb_parameters > 2 * nb_dense:
+            warnings.warn(f"SemiseparableLayer({self.input_size}, {self.statespace_dim}, ..) has {nb_parameters:,} "
+                          f"parameters, more than twice the {nb_dense:,} of a dense matrix; its second argument is "
+                          f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=3)
+
+
+def _get_used_entries(shapes, stacked_shape):
+    """Bool tensor (stages, rows, columns), False in the padding, from [(rows, columns) of stage k] without it."""
+    rows, columns = torch.tensor(shapes).mT[:, :, None]  # (stages, 1) each
+    _, nb_rows, nb_columns = stacked_shape
+    return (torch.arange(nb_rows) < rows)[:, :, None] & (torch.arange(nb_columns) < columns)[:, None, :]
+
+
+def _get_index(dims):
+    """Where the entries of an uneven split lie if each part is padded to the length of the first: (sum(dims),)."""
+    return torch.cat([k * dims[0] + torch.arange(size) for k, size in enumerate(dims)])
+
+
+def _spread(values, index, size):
+    """Values (.., n) at the given places of zeros (.., size), the first ones if index is None."""
+    if index is not None:
+        return values.new_zeros(*values.shape[:-1], size).index_copy(-1, index, values)
+    return functional.pad(values, (0, size - values.shape[-1])) if size > values.shape[-1] else values
 
 
 def _recursion(u, A, B, C, D, E, F, G):
-    """The equations above for u (K, inputs of a stage, batch): y (K, outputs of a stage, batch)."""
-    x = z = u.new_zeros(A.shape[-1], u.shape[-1])  # (d, batch)
+    """The equations above for K stages: inputs u_k (inputs of stage k, batch) -> outputs (all outputs, batch)."""
+    x = u[0].new_zeros(A[0].shape[-1], u[0].shape[-1])
+    z = u[0].new_zeros(E[-1].shape[-1], u[0].shape[-1])
     y = [None] * len(u)
     for k in range(len(u)):
         y[k] = C[k] @ x + D[k] @ u[k]
@@ -184,62 +255,70 @@ def _recursion(u, A, B, C, D, E, F, G):
     for k in reversed(range(len(u))):
         y[k] = y[k] + G[k] @ z
         z = E[k] @ z + F[k] @ u[k]
-    return torch.stack(y)
+    return torch.cat(y)
 
 
 # ---- steps 1 and 2: stage matrices, merged into those of the chunks ----
 
-def _merge_stages(A, B, C, D, E, F, G, nb_chunks):
-    """The state matrices of the chunks, which are stages with L inputs each, from those of the stages.
+def _stage_matrices(A, B, C, D, E, F, G):
+    """Step 1: M (2 K, p + d, d + m), [[C_k, D_k], [A_k, B_k]] of the causal part for k = 0 .. K-1, then [[G_k, 0],
+    [E_k, F_k]] of the anticausal one for k = K-1 .. 0, the order in which its state passes the stages.
 
-    A (K, d, d), B (K, d, m), C (K, m, d), D (K, m, m), .. -> A (chunks, d, d), B (chunks, d, L), C (chunks, L, d),
-    D (chunks, L, L), ..; of a single chunk, which no state enters, D only.
+    Rows: the p outputs of a stage and the state that leaves it; columns: the state that enters it and its m inputs.
     """
-    # 1. (K, m + d, d + m); rows: output and state that leaves, columns: state that enters and input
     causal = torch.cat((torch.cat((C, D), 2), torch.cat((A, B), 2)), 1)
     anticausal = torch.cat((torch.cat((G, torch.zeros_like(D)), 2), torch.cat((E, F), 2)), 1)
-    # 2. Each part in the order in which its state passes the stages, (2 chunks S, m + d, d + m)
-    m, d, S = D.shape[-1], A.shape[-1], math.ceil(len(D) / nb_chunks)  # S stages are one chunk
-    causal, anticausal = (_add_empty_stages(part, d, nb_chunks * S) for part in (causal, anticausal))
-    M = torch.cat((causal, anticausal.flip(0))).unflatten(0, (2 * nb_chunks, S))
-    M = _add_empty_stages(M, d, 2 ** (S - 1).bit_length()).flatten(0, 1)
+    return torch.cat((causal, anticausal.flip(0)))
+
+
+def _merge_stages(M, p, m, nb_chunks):
+    """Step 2: stage matrices M (2 K, p + d, d + m) -> A (chunks, d, d), B (chunks, d, inputs), C (chunks, outputs, d),
+    D (chunks, outputs, inputs), E, F, G of the chunks, which are stages again; of a single one, which no state enters,
+    D only."""
+    K, d = len(M) // 2, M.shape[2] - m
+    S = math.ceil(K / nb_chunks)  # stages of a chunk
+    M = M.unflatten(0, (2, K))
+    if nb_chunks * S > K:  # empty stages belong at the end, which the anticausal state passes first
+        M = _add_empty_stages(M, d, nb_chunks * S)
+        M = torch.stack((M[0], M[1].roll(nb_chunks * S - K, 0)))
+    M = _add_empty_stages(M.reshape(2 * nb_chunks, S, p + d, d + m), d, 2 ** (S - 1).bit_length()).flatten(0, 1)
     while len(M) > 2 * nb_chunks:
         M = _merge_pairs(M, d)
     # The chunks' own A .. G; what belongs to empty stages in them is left out.
-    L, nb_empty = S * m, M.shape[-1] - d - S * m
-    Y, _, X = _flush_denormals(M).unflatten(0, (2, nb_chunks)).split_with_sizes((L, nb_empty, d), 2)
-    (C, G), (D, D_anticausal), _ = Y.split_with_sizes((d, L, nb_empty), 3)
+    M, nb_empty = _flush_denormals(M).unflatten(0, (2, nb_chunks)), 2 ** (S - 1).bit_length() - S
+    Y, _, X = M.split_with_sizes((S * p, nb_empty * p, d), 2)
+    (C, G), (D, D_anticausal), _ = Y.split_with_sizes((d, S * m, nb_empty * m), 3)
     # The anticausal part's chunks, and the stages in them, back into the order of the causal one
-    D = D + D_anticausal.reshape(nb_chunks, S, m, S, m).flip(0, 1, 3).reshape(nb_chunks, L, L)
+    D = D + D_anticausal.reshape(nb_chunks, S, p, S, m).flip(0, 1, 3).reshape(nb_chunks, S * p, S * m)
     if nb_chunks == 1:
         return [D]
-    (A, E), (B, F), _ = X.split_with_sizes((d, L, nb_empty), 3)
-    F = F.reshape(nb_chunks, d, S, m).flip(0, 2).reshape(nb_chunks, d, L)
-    G = G.reshape(nb_chunks, S, m, d).flip(0, 1).reshape(nb_chunks, L, d)
+    (A, E), (B, F), _ = X.split_with_sizes((d, S * m, nb_empty * m), 3)
+    F = F.reshape(nb_chunks, d, S, m).flip(0, 2).reshape(nb_chunks, d, S * m)
+    G = G.reshape(nb_chunks, S, p, d).flip(0, 1).reshape(nb_chunks, S * p, d)
     return A, B, C, D, E.flip(0), F, G
 
 
 def _merge_pairs(M, d):
-    """M (2 pairs, w + d, d + w) -> (pairs, 2w + d, d + 2w): the two stages of each pair are one stage with
+    """M (2 pairs, p + d, d + m) -> (pairs, 2p + d, d + 2m): the two stages of each pair are one stage with
 
         [y_1]   [C_1      D_1      0  ] [x_1]
         [y_2] = [C_2 A_1  C_2 B_1  D_2] [u_1]
         [x_3]   [A_2 A_1  A_2 B_1  B_2] [u_2]
     """
-    w = M.shape[-1] - d
-    first, second = M.view(-1, 2, w + d, d + w).unbind(1)
-    C1_D1, A1_B1 = first.split_with_sizes((w, d), 1)
-    C2_A2, D2_B2 = second.split_with_sizes((d, w), 2)
-    return torch.cat((functional.pad(C1_D1, (0, w)), torch.cat((torch.bmm(C2_A2, A1_B1), D2_B2), 2)), 1)
+    p, m = M.shape[1] - d, M.shape[2] - d
+    first, second = M.view(-1, 2, p + d, d + m).unbind(1)
+    C1_D1, A1_B1 = first.split_with_sizes((p, d), 1)
+    C2_A2, D2_B2 = second.split_with_sizes((d, m), 2)
+    return torch.cat((functional.pad(C1_D1, (0, m)), torch.cat((torch.bmm(C2_A2, A1_B1), D2_B2), 2)), 1)
 
 
 def _add_empty_stages(M, d, nb_stages):
-    """Fill M (.., stages, m + d, d + m) up with stages that take and give nothing and carry the state on: A = I."""
-    *batch, nb_before, nb_rows, nb_columns = M.shape
+    """Fill M (parts, stages, p + d, d + m) up with stages that take and give nothing and carry the state on: A = I."""
+    nb_parts, nb_before, nb_rows, nb_columns = M.shape
     if nb_before == nb_stages:
         return M
     carry = functional.pad(torch.eye(d, device=M.device, dtype=M.dtype), (0, nb_columns - d, nb_rows - d, 0))
-    return torch.cat((M, carry.expand(*batch, nb_stages - nb_before, nb_rows, nb_columns)), -3)
+    return torch.cat((M, carry.expand(nb_parts, nb_stages - nb_before, nb_rows, nb_columns)), 1)
 
 
 def _flush_denormals(matrices):
@@ -255,19 +334,18 @@ def _flush_denormals(matrices):
 # ---- step 3: applying the chunks ----
 
 def _apply_chunks(u, A, B, C, D, E, F, G, bias):
-    """T u + bias, (batch, chunks L) -> (batch, chunks L), by the recursion over the chunks."""
-    y = _recursion(_slices(u, len(D)).mT, A, B, C, D, E, F, G)  # (chunks, L, batch)
-    return y.permute(2, 0, 1).flatten(1) + bias
+    """T u + bias, (batch, all inputs) -> (batch, all outputs), by the recursion over the chunks."""
+    return _recursion(_slices(u, len(D)).mT, A, B, C, D, E, F, G).mT + bias
 
 
 class _ApplyChunks(Function):
     """_apply_chunks in half the time: every line is one large product, and u is read and y written in place of their
-    slices, (batch, chunks L) seen as (chunks, batch, L), never transposed in memory."""
+    slices, (batch, chunks inputs) seen as (chunks, batch, inputs), never transposed in memory."""
 
     @staticmethod
     def forward(ctx, u, A, B, C, D, E, F, G, bias):
-        K, L, d = len(D), D.shape[-1], A.shape[-1]
-        U, B_F, C_G_bias = _slices(u, K), torch.cat((B, F), 1), torch.cat((C, G, bias.view(K, L, 1)), 2)
+        K, nb_outputs, d = len(D), D.shape[1], A.shape[-1]
+        U, B_F, C_G_bias = _slices(u, K), torch.cat((B, F), 1), torch.cat((C, G, bias.view(K, nb_outputs, 1)), 2)
         # 3a. What the inputs of each chunk add to the two states
         S = torch.bmm(B_F, U.mT)  # (K, 2d, batch)
         # 3b. The states that enter each chunk, and a row of ones for the bias
@@ -276,7 +354,7 @@ class _ApplyChunks(Function):
         _recur(X[:, :d], A, S[:, :d])
         _recur(X[:, d:2 * d], E, S[:, d:], reverse=True)
         # 3c. y_k = [C_k G_k bias_k] [x_k; z_k; 1] + D_k u_k
-        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        y = u.new_empty(len(u), K * nb_outputs)
         torch.bmm(X.mT, C_G_bias.mT, out=_slices(y, K))
         _slices(y, K).baddbmm_(U, D.mT)
         ctx.save_for_backward(u, A, B, C, D, E, F, G, bias, B_F, C_G_bias, X)
@@ -301,7 +379,7 @@ class _ApplyChunks(Function):
         # 3a, backwards, and the gradients of all matrices
         grad_u = None
         if ctx.needs_input_grad[0]:
-            grad_u = torch.empty_like(u, memory_format=torch.contiguous_format)
+            grad_u = u.new_empty(u.shape)
             torch.bmm(grad_S.mT, B_F, out=_slices(grad_u, K))
             _slices(grad_u, K).baddbmm_(grad_Y, D)
         grad_A, grad_E = torch.bmm(grad_S[:, :d], X[:, :d].mT), torch.bmm(grad_S[:, d:], X[:, d:2 * d].mT)
@@ -321,7 +399,7 @@ def _recur(states, matrices, added, reverse=False):
 
 
 def _slices(u, nb_chunks):
-    """View (chunks, batch, L) of (batch, chunks L)."""
+    """View (chunks, batch, entries of a chunk) of (batch, chunks entries)."""
     return u.unflatten(1, (nb_chunks, -1)).transpose(0, 1)
 
 

@@ -1,9 +1,10 @@
 """The slow, obviously correct SSS matrix: reference for SemiseparableLayer, independent of how it computes.
 
-Nothing here calls a method of the layer but `state_dims`. Its padded parameters are cut to the true sizes of their
-stages, which are written down here once more, and handled one stage at a time.
+Nothing here calls a method of the layer. Its padded parameters are cut to the true sizes of their stages, which are
+written down here once more, and handled one stage at a time.
 """
 
+import numpy as np
 import torch
 
 from semiseparablemodels import SemiseparableLayer
@@ -11,18 +12,28 @@ from semiseparablemodels import SemiseparableLayer
 STATE_MATRICES = "ABCDEFG"
 
 
+def stage_dims(layer):
+    """Inputs and outputs of each stage, and the entries d_k and e_k of the states that enter and leave stage k."""
+    K = min(layer.input_size, layer.output_size) // layer.inputoutput_dim
+    inputs, outputs = ([len(part) for part in np.array_split(np.zeros(size), K)]
+                       for size in (layer.input_size, layer.output_size))
+    causal = [min(layer.statespace_dim, sum(inputs[:k]), sum(outputs[k:])) for k in range(K + 1)]
+    anticausal = [min(layer.statespace_dim, sum(outputs[:k]), sum(inputs[k:])) for k in range(K + 1)]
+    return inputs, outputs, causal, anticausal
+
+
 def true_shapes(layer):
     """{name: [(rows, columns) of stage k, for k = 0 .. K-1]} without padding."""
-    d, m = layer.state_dims, layer.inputoutput_dim
-    stages = range(layer.nb_states)
+    inputs, outputs, d, e = stage_dims(layer)
+    stages = range(len(inputs))
     return {
         "A": [(d[k + 1], d[k]) for k in stages],
-        "B": [(d[k + 1], m) for k in stages],
-        "C": [(m, d[k]) for k in stages],
-        "D": [(m, m) for k in stages],
-        "E": [(d[k], d[k + 1]) for k in stages],
-        "F": [(d[k], m) for k in stages],
-        "G": [(m, d[k + 1]) for k in stages],
+        "B": [(d[k + 1], inputs[k]) for k in stages],
+        "C": [(outputs[k], d[k]) for k in stages],
+        "D": [(outputs[k], inputs[k]) for k in stages],
+        "E": [(e[k], e[k + 1]) for k in stages],
+        "F": [(e[k], inputs[k]) for k in stages],
+        "G": [(outputs[k], e[k + 1]) for k in stages],
     }
 
 
@@ -44,7 +55,7 @@ def padding_of(layer):
 
 
 def dense_matrix(layer):
-    """T (n, n), block by block, differentiable:
+    """T (outputs, inputs), block by block, differentiable:
 
         T_ij = C_i A_{i-1} .. A_{j+1} B_j  (i > j),   D_i  (i = j),   G_i E_{i+1} .. E_{j-1} F_j  (i < j)
     """
@@ -77,12 +88,13 @@ def randomise(layer, seed=0):
                 square = torch.randn(size, size, generator=generator, dtype=torch.float64)
                 values = torch.linalg.qr(square).Q[:matrix.shape[0], :matrix.shape[1]]
             matrix.copy_(values)
-    layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64))
+    if layer.bias is not None:
+        layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64))
     return layer
 
 
-def make_layer(n, d=1, m=1, *, dtype=torch.float64, seed=0):
-    return randomise(SemiseparableLayer(n, d, m, initialisation="zeros", dtype=dtype), seed)
+def make_layer(n, d=1, m=1, *, dtype=torch.float64, seed=0, **kwargs):
+    return randomise(SemiseparableLayer(n, d, m, initialisation="zeros", dtype=dtype, **kwargs), seed)
 
 
 @torch.no_grad()
@@ -124,9 +136,15 @@ def outputs_and_gradients(layer, function, u, cotangent):
 
 
 def assert_outputs_and_gradients_equal(layer, function, expected_function, nb_samples=5, tolerance=1e-10):
-    u, cotangent = (random_batch(nb_samples, layer.input_size, dtype=layer.bias.dtype, seed=seed) for seed in (1, 2))
+    u = random_batch(nb_samples, layer.input_size, dtype=layer.D.dtype)
+    cotangent = random_batch(nb_samples, layer.output_size, dtype=layer.D.dtype, seed=2)
     actual = outputs_and_gradients(layer, function, u, cotangent)
     expected = outputs_and_gradients(layer, expected_function, u, cotangent)
-    assert list(actual) == ["output", "input", *STATE_MATRICES, "bias"]
+    assert list(actual) == ["output", "input", *STATE_MATRICES] + ["bias"] * (layer.bias is not None)
     for name in actual:
         assert_equal(actual[name], expected[name], tolerance)
+
+
+def by_definition(layer):
+    """u -> T u + bias with the T of the definition"""
+    return lambda u: u @ dense_matrix(layer).mT + (0 if layer.bias is None else layer.bias)

@@ -13,7 +13,7 @@ from realisation import (get_hankel_svds, get_hankel_svds_of_random_matrix, get_
 from semiseparablemodels import SemiseparableLayer
 from sss_reference import STATE_MATRICES, assert_equal, dense_matrix, make_layer, random_batch, stages_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
 
 
 def stage_sizes(n, m=1):
@@ -131,7 +131,7 @@ def test_from_matrix_with_bias_is_the_affine_map_and_leaves_its_arguments_alone(
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(matrix=torch.zeros(3, 4)), "(3, 4)"),
+    (dict(matrix=torch.zeros(3)), "(3,)"),
     (dict(matrix=torch.zeros(2, 3, 3)), "(2, 3, 3)"),
     (dict(matrix=torch.eye(3) / torch.tensor([0., 1, 1])), "matrix has entries that are complex, NaN"),
     (dict(matrix=torch.eye(3), bias=torch.zeros(4)), "(4,)"),

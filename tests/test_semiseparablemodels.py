@@ -12,39 +12,40 @@ from torch.func import functional_call
 import semiseparablemodels
 from model_training import get_nb_model_parameters
 from rank1models import Rank1THLFFNN
-from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet, _merge_stages
-from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_gradients_equal, dense_matrix, make_layer,
-                           outputs_and_gradients, padding_of, random_batch, stages_of, true_shapes)
+from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet, _merge_stages, _stage_matrices
+from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_gradients_equal, by_definition, dense_matrix,
+                           make_layer, outputs_and_gradients, padding_of, random_batch, stages_of, true_shapes)
 from standardmodels import StandardTHLFFNN
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
 
 # (input_size, statespace_dim, inputoutput_dim): K = 1, 2, 3 and more stages, states larger than the layer
 SIZES = [(1, 1, 1), (1, 3, 1), (2, 1, 1), (3, 2, 1), (6, 4, 6), (6, 2, 3), (9, 2, 3), (5, 9, 1), (12, 20, 2), (13, 3, 1),
          (24, 5, 2), (30, 4, 10), (50, 5, 1)]
 # above LARGEST_DENSE_SIZE, several chunks as they come: full and not full, with and without empty stages in each
 LARGE_SIZES = [(129, 1, 1), (150, 5, 1), (200, 3, 8), (260, 2, 130), (150, 40, 50), (131, 9, 131), (300, 2, 1)]
+# (input_size, output_size, statespace_dim, inputoutput_dim): more inputs and more outputs, even and uneven splits, K = 1, 2
+RECTANGULAR_SIZES = [(6, 1, 2, 1), (1, 6, 2, 1), (7, 2, 3, 1), (2, 7, 9, 1), (12, 6, 2, 1), (12, 6, 3, 2), (22, 13, 3, 1),
+                     (13, 22, 3, 1), (30, 20, 4, 10), (11, 29, 2, 1)]
+LARGE_RECTANGULAR_SIZES = [(290, 70, 3, 1), (64, 210, 2, 2), (300, 150, 2, 1), (784, 256, 4, 1)]
 # Most tests take 22 inputs: in chunks of 3, the last of several is not full, and each gets an empty stage to be merged.
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], ids=["one chunk", "several chunks"])
 
 
 # ---- the layer is the matrix of its definition ----
 
-def assert_equals_dense_definition(layer, nb_samples=5):
-    assert_outputs_and_gradients_equal(layer, layer, lambda u: u @ dense_matrix(layer).mT + layer.bias, nb_samples)
-
-
 @pytest.mark.parametrize("n, d, m", [*SIZES, (150, 5, 1)])
 def test_recursion_and_every_gradient_equal_the_dense_matrix_of_the_definition(n, d, m):
     layer = make_layer(n, d, m)
-    assert_outputs_and_gradients_equal(layer, layer.recursion, lambda u: u @ dense_matrix(layer).mT + layer.bias)
+    assert_outputs_and_gradients_equal(layer, layer.recursion, by_definition(layer))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 7, 16])
 @pytest.mark.parametrize("n, d, m", SIZES)
 def test_forward_and_every_gradient_equal_the_dense_matrix_of_the_definition(n, d, m, chunk_size, set_chunks):
     set_chunks(chunk_size)
-    assert_equals_dense_definition(make_layer(n, d, m))
+    layer = make_layer(n, d, m)
+    assert_outputs_and_gradients_equal(layer, layer, by_definition(layer))
 
 
 @pytest.mark.parametrize("n, d, m", [*LARGE_SIZES, (1000, 3, 1), (1030, 2, 5)])
@@ -54,11 +55,31 @@ def test_forward_and_every_gradient_of_large_layers_equal_the_recursion(n, d, m)
     assert_outputs_and_gradients_equal(layer, layer, layer.recursion)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 3, 16])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("n, outputs, d, m", RECTANGULAR_SIZES)
+def test_rectangular_layers_equal_the_dense_matrix_of_the_definition(n, outputs, d, m, bias, chunk_size, set_chunks):
+    set_chunks(chunk_size)
+    layer = make_layer(n, d, m, output_size=outputs, bias=bias)
+    for function in (layer, layer.recursion):
+        assert_outputs_and_gradients_equal(layer, function, by_definition(layer))
+    assert_equal(layer.to_matrix(), dense_matrix(layer))
+
+
+@pytest.mark.parametrize("n, outputs, d, m", LARGE_RECTANGULAR_SIZES)
+def test_large_rectangular_layers_equal_the_recursion(n, outputs, d, m):
+    layer = make_layer(n, d, m, output_size=outputs)
+    assert layer._nb_chunks > 1
+    assert_outputs_and_gradients_equal(layer, layer, layer.recursion)
+
+
 @EVERY_CHUNKING
 @pytest.mark.parametrize("nb_samples", [0, 1, 40])
 def test_any_number_of_samples_equals_the_dense_matrix(nb_samples, chunk_size, set_chunks):
     set_chunks(chunk_size)
-    assert_equals_dense_definition(make_layer(22, 2), nb_samples)
+    for outputs in (22, 13):
+        layer = make_layer(22, 2, output_size=outputs)
+        assert_outputs_and_gradients_equal(layer, layer, by_definition(layer), nb_samples)
 
 
 @pytest.mark.parametrize("n, d, m", [(1, 1, 1), (12, 20, 2), (24, 5, 2), (150, 5, 1)])
@@ -79,10 +100,10 @@ def test_to_matrix_is_the_dense_matrix_and_differentiable_and_does_not_depend_on
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
-@pytest.mark.parametrize("n, d, m", [(1, 1, 1), (5, 2, 1), (8, 2, 2)])
-def test_first_and_second_derivatives_pass_gradcheck(n, d, m, chunk_size, set_chunks):
+@pytest.mark.parametrize("n, outputs, d, m", [(1, 1, 1, 1), (5, 5, 2, 1), (8, 8, 2, 2), (5, 3, 2, 1), (3, 7, 1, 1)])
+def test_first_and_second_derivatives_pass_gradcheck(n, outputs, d, m, chunk_size, set_chunks):
     set_chunks(chunk_size)
-    layer = make_layer(n, d, m)
+    layer = make_layer(n, d, m, output_size=outputs)
     names, values = zip(*layer.named_parameters())
     inputs = [value.detach().clone().requires_grad_() for value in (random_batch(2, n), *values)]
 
@@ -100,7 +121,7 @@ def test_gradients_reach_parameters_that_are_zero(name, chunk_size, set_chunks):
     layer = make_layer(22, 3)
     with torch.no_grad():
         getattr(layer, name).zero_()
-    assert_equals_dense_definition(layer)
+    assert_outputs_and_gradients_equal(layer, layer, by_definition(layer))
     layer(random_batch(5, 22)).sum().backward()
     assert getattr(layer, name).grad.abs().max() > 0
 
@@ -184,7 +205,7 @@ def test_nets_have_the_published_numbers_of_parameters():
 
 def test_repr_names_the_sizes_and_defaults_are_ten_states_and_one_input():
     assert repr(SemiseparableLayer(30)) == (
-        "SemiseparableLayer(input_size=30, statespace_dim=10, inputoutput_dim=1, nb_states=30)")
+        "SemiseparableLayer(input_size=30, output_size=30, statespace_dim=10, inputoutput_dim=1, nb_states=30, bias=True)")
 
 
 # ---- products of many small A_k ----
@@ -208,7 +229,8 @@ def test_no_denormal_number_gets_into_the_large_products(n, dtype, size, monkeyp
     layer = layer_with_small_A(n, dtype, size)
 
     def chunk_matrices():
-        return _merge_stages(*(getattr(layer, name) for name in STATE_MATRICES), layer._nb_chunks)
+        M = _stage_matrices(*(getattr(layer, name) for name in STATE_MATRICES))
+        return _merge_stages(M, *layer.D.shape[1:], layer._nb_chunks)
 
     assert nb_denormals(chunk_matrices()) == 0
     monkeypatch.setattr(semiseparablemodels, "_flush_denormals", lambda matrices: matrices)
@@ -217,7 +239,8 @@ def test_no_denormal_number_gets_into_the_large_products(n, dtype, size, monkeyp
 
 @pytest.mark.parametrize("n, size", [(128, 0.001), (150, 1e-7)], ids=["one chunk", "several chunks"])
 def test_layers_whose_products_underflow_still_equal_the_dense_matrix(n, size):
-    assert_equals_dense_definition(layer_with_small_A(n, torch.float64, size))
+    layer = layer_with_small_A(n, torch.float64, size)
+    assert_outputs_and_gradients_equal(layer, layer, by_definition(layer))
 
 
 @EVERY_CHUNKING
@@ -235,12 +258,14 @@ def test_parameters_that_are_not_finite_show_in_the_output(value, chunk_size, se
 # ---- arguments and inputs that do not fit ----
 
 @pytest.mark.parametrize("arguments, message", [
-    ((10, 1, 3), "must divide input_size, got 3 and 10"), ((0,), "input_size must be a positive integer, got 0"),
+    ((10, 1, 3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 10"), ((0,), "input_size must be a positive integer, got 0"),
     ((8, 1.5), "statespace_dim must be a positive integer, got 1.5"),
     ((8, 1, -2), "inputoutput_dim must be a positive integer, got -2")])
 def test_sizes_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         SemiseparableLayer(*arguments)
+    with pytest.raises(ValueError, match="output_size must be a positive integer, got 0"):
+        SemiseparableLayer(8, output_size=0)
 
 
 def test_unknown_initialisation_is_named_with_the_known_ones():
