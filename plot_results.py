@@ -264,7 +264,8 @@ def plot_learning_curves(results, nb_neurons=None):
 
     width = min(6.4, max(1.8, 12.6 / len(columns)))
     height = 3.2 if len(rows) < 2 else 2.4
-    figure, axes = _new_figure(max(1, len(rows)) * len(columns), len(columns), (width, height), sharex="row", sharey="row")
+    figure, axes = _new_figure(max(1, len(rows)) * len(columns), len(columns), (width, height),
+                               sharex="row", sharey="row")
     for ax, ((dataset, share), model_name) in zip(axes, product(rows, columns)):
         titles = dataset, f"share {share:g}, {model_name}"
         ax.set_title("\n".join(_shorten(title, int(13.5 * width)) for title in titles), parse_math=False)
