@@ -5,7 +5,6 @@ import math
 import pickle
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +52,7 @@ def set_accuracies(results, **accuracies):
 
 # ---- the table ----
 
+@pytest.mark.filterwarnings("error")
 def test_summary_equals_hand_computed_numbers():
     results = make_results(models=["standard_nn", "ss_1_dim"])
     results["digits"][0.1] = {"ss_1_dim": {50: {1: make_run(0.3)}}, "standard_nn": {50: {
@@ -148,7 +148,7 @@ def test_failures_are_counted_by_reason_the_most_frequent_first_and_many_reasons
 
 def test_foreign_data_is_named_as_such():
     for function in (summary_table, format_summary_table, plot_accuracy, plot_learning_curves, compare_with_dense):
-        for foreign in ({"dataset_names": []}, [1, 2]):
+        for foreign in ({"dataset_names": []}, None):
             with pytest.raises(ValueError, match="not the result of a sweep"):
                 function(foreign)
 
@@ -264,25 +264,25 @@ def test_learning_curves_are_medians_and_ranges_with_stopped_runs_held_at_their_
     assert {to_hex(color) for color in colors} == {get_family_style("ss_1_dim")["color"]}
 
 
+@pytest.mark.filterwarnings("error")
 def test_learning_curves_leave_out_what_is_not_finite():
     results = make_results(models=["ss_1_dim"])
     results["digits"][0.1]["ss_1_dim"][50] = {
         0: make_run(0.5, history=[0.1, NAN, NAN]), 1: make_run(0.5, history=[0.3, 0.4, NAN]),
         2: make_run(NAN, history=[0.9, 0.9, 0.9]), 3: make_run(0.5, history=[0.2, math.inf, NAN]),
         4: make_run(0.5, history=[], val_history=[])}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (ax,) = plot_learning_curves(results).axes
+    (ax,) = plot_learning_curves(results).axes
     assert get_curve(ax, "-") == ([1, 2, 3], pytest.approx([0.2, 0.4, NAN], nan_ok=True))
     assert [line.get_linestyle() for line in ax.lines] == ["--", "-"]  # all stop at once
 
 
-def test_learning_curves_show_the_width_asked_for_or_the_first_of_the_sweep():
-    results = make_results(neurons=[100, 20], models=["ss_1_dim"])
-    for nb_neurons, level, arguments in ((100, 0.7, {}), (20, 0.2, {"nb_neurons": 20})):
+def test_learning_curves_show_the_width_asked_for_or_the_first_of_the_sweep_and_the_families_it_has():
+    results = make_results(neurons=[100, 20], models=["ss_1_dim", "rank_1"])
+    del results["digits"][0.1]["rank_1"][20]
+    for nb_neurons, level, arguments, nb_panels in ((100, 0.7, {}, 2), (20, 0.2, {"nb_neurons": 20}, 1)):
         results["digits"][0.1]["ss_1_dim"][nb_neurons] = {0: make_run(0.5, history=[level] * 3)}
         figure = plot_learning_curves(results, **arguments)
-        assert get_curve(figure.axes[0], "-")[1] == [level] * 3
+        assert get_curve(figure.axes[0], "-")[1] == [level] * 3 and len(figure.axes) == nb_panels
         assert figure.legends[0].get_title().get_text().startswith(f"{nb_neurons} neurons; ")
     with pytest.raises(ValueError, match=r"no 30 neurons.*\[100, 20\]"):
         plot_learning_curves(results, nb_neurons=30)
