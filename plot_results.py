@@ -3,9 +3,9 @@
     python plot_results.py [benchmark_result.p]
 
 prints the table and writes benchmark_result.png and benchmark_result_learning_curves.png beside the pickle.
-The functions take the results dict that `benchmark_results.load_results` returns and show what its lists
-name, in their order. A run without a finite test accuracy counts as failed and enters no mean, no figure and
-no comparison. All functions raise ValueError if the dict is no result of a sweep.
+The functions take the results dict that `benchmark_results.load_results` returns and show what its lists name, in
+their order. A run without a finite test accuracy counts as failed and enters no mean, no figure and no comparison.
+All functions raise ValueError if the dict is no result of a sweep.
 """
 import io
 import math
@@ -43,9 +43,8 @@ OTHER_MARKERS = ("p", "h", "<", ">", "*")
 class ResultFigure(Figure):
     """A matplotlib Figure that a notebook displays when it ends a cell.
 
-    pyplot's figures live until somebody closes them, and a notebook may show them twice. A figure made
-    without pyplot, like this one, touches no global state and no backend, but of a plain Figure a notebook
-    only prints the name; hence the method.
+    pyplot's figures live until somebody closes them, and a notebook may show them twice. A figure made without pyplot,
+    like this one, touches no global state and no backend, but of a plain Figure a notebook only prints the name.
     """
 
     def _repr_png_(self):
@@ -62,25 +61,30 @@ def get_family_style(model_name):
     return {"color": OTHER_COLORS[n % len(OTHER_COLORS)], "marker": OTHER_MARKERS[n % len(OTHER_MARKERS)]}
 
 
-def _get_runs(results, finite=True):
-    """{(dataset, share, nb_neurons, model_name): {iteration: run}} in the order of the sweep.
+def _get_runs(results):
+    """The runs, {(dataset, share, nb_neurons, model_name): {iteration: run}} in the order of the sweep, and failures.
 
-    Of each family in results["model_names"], and of others that have runs; the runs whose test accuracy is
-    finite, or, finite=False, is not.
+    Each family in results["model_names"] has an entry, and others that have runs. A run whose test accuracy is not
+    finite is one of the failures, beside the recorded ones.
     """
     for key in ("dataset_names", "training_set_shares", "nb_neurons_list", "model_names", "nb_iterations"):
         if not isinstance(results, dict) or key not in results:
             raise ValueError(f"this is not the result of a sweep: it has no entry {key!r}")
-    runs = {}
-    for dataset, share, nb_neurons in product(
-            results["dataset_names"], results["training_set_shares"], results["nb_neurons_list"]):
+    runs, failures = {}, list(results.get("failures", []))
+    for dataset, share, nb_neurons in dict.fromkeys(product(
+            results["dataset_names"], results["training_set_shares"], results["nb_neurons_list"])):
         by_model = results.get(dataset, {}).get(share, {})
-        others = [name for name, by_neurons in by_model.items() if by_neurons.get(nb_neurons)]
-        for model_name in [*results["model_names"], *others]:
-            found = by_model.get(model_name, {}).get(nb_neurons, {})
-            runs[dataset, share, nb_neurons, model_name] = {
-                i: run for i, run in sorted(found.items()) if math.isfinite(run["test_accuracy"]) == finite}
-    return runs
+        with_runs = [name for name in by_model if by_model[name].get(nb_neurons)]
+        for model_name in dict.fromkeys([*results["model_names"], *with_runs]):
+            identity = dataset, share, nb_neurons, model_name
+            runs[identity] = {}
+            for iteration, run in sorted(by_model.get(model_name, {}).get(nb_neurons, {}).items()):
+                if math.isfinite(run["test_accuracy"]):
+                    runs[identity][iteration] = run
+                else:
+                    failures.append({**dict(zip(IDENTITY, identity)), "iteration": iteration,
+                                     "reason": "test accuracy is not finite"})
+    return runs, failures
 
 
 def _get_families_with_runs(by_identity):
@@ -93,65 +97,60 @@ def _get_nb_parameters(runs):
     return next((run["nb_model_parameters"] for run in runs.values()), math.nan)
 
 
-def _get_failures(results):
-    """The recorded failures, and the runs without a finite test accuracy in the same form."""
-    not_finite = [
-        {**dict(zip(IDENTITY, identity)), "iteration": iteration, "reason": "test accuracy is not finite"}
-        for identity, runs in _get_runs(results, finite=False).items() for iteration in runs]
-    return [*results.get("failures", []), *not_finite]
-
-
 # ---- the table --------------------------------------------------------------------------------------------
 
 def summary_table(results):
     """One row (a dict) per dataset, share, number of neurons and family; `pandas.DataFrame(rows)` works.
 
-    Keys: dataset, share, nb_neurons, model_name, nb_model_parameters; nb_runs; nb_failures, the number of
-    iterations that failed (the failure of a whole dataset or family stands for all iterations it lacks);
-    epochs_mean, test_accuracy_mean and test_accuracy_sd over the nb_runs (sample standard deviation,
-    ddof = 1, NaN for fewer than two runs); best, True for the highest mean of its dataset, share and number
-    of neurons. Without a run the parameters, epochs and accuracies are NaN.
-    """
-    failed_iterations = {}
-    for failure in _get_failures(results):
-        iteration = failure["iteration"]
-        failed = failed_iterations.setdefault(tuple(failure[key] for key in IDENTITY), set())
-        failed.update(range(results["nb_iterations"]) if iteration is None else [iteration])
+    - dataset, share, nb_neurons, model_name
+    - nb_model_parameters, nb_runs, epochs_mean, test_accuracy_mean
+    - nb_failures: iterations that failed; the failure of a whole dataset or family stands for all iterations it lacks
+    - test_accuracy_sd: sample standard deviation (ddof = 1), NaN for fewer than two runs
+    - best: True for the highest mean of its dataset, share and number of neurons
 
-    rows, highest_means = [], {}
-    for identity, runs in _get_runs(results).items():
-        wildcards = product(*((part, None) for part in identity))  # None in a failure: whatever is there
-        failed = set().union(*(failed_iterations.get(key, ()) for key in wildcards))
+    Without a run the parameters, epochs and accuracies are NaN.
+    """
+    by_identity, failures = _get_runs(results)
+    rows = []
+    for identity, runs in by_identity.items():
+        failed = set()
+        for failure in failures:
+            # None in a failure: whatever is there.
+            if all(failure[key] in (None, part) for key, part in zip(IDENTITY, identity)):
+                iteration = failure["iteration"]
+                failed.update(range(results["nb_iterations"]) if iteration is None else [iteration])
         accuracies = [run["test_accuracy"] for run in runs.values()]
         epochs = [len(run["accuracy_history"]) for run in runs.values()]
-        mean = float(np.mean(accuracies)) if runs else math.nan
-        if runs:
-            highest_means[identity[:3]] = max(mean, highest_means.get(identity[:3], mean))
         rows.append({
             **dict(zip(IDENTITY, identity)),
             "nb_model_parameters": _get_nb_parameters(runs),
             "nb_runs": len(runs),
             "nb_failures": len(failed - set(runs)),
             "epochs_mean": float(np.mean(epochs)) if runs else math.nan,
-            "test_accuracy_mean": mean,
+            "test_accuracy_mean": float(np.mean(accuracies)) if runs else math.nan,
             "test_accuracy_sd": float(np.std(accuracies, ddof=1)) if len(runs) > 1 else math.nan,
         })
-    for row in rows:
-        row["best"] = row["test_accuracy_mean"] == highest_means.get(tuple(row[key] for key in IDENTITY[:3]))
+    for _, block in _get_blocks(rows):
+        highest_mean = max((row["test_accuracy_mean"] for row in block if row["nb_runs"]), default=math.nan)
+        for row in block:
+            row["best"] = row["test_accuracy_mean"] == highest_mean
     return rows
+
+
+def _get_blocks(rows):
+    """[((dataset, share, nb_neurons), rows), ...]"""
+    return [(key, list(block)) for key, block in groupby(rows, lambda row: tuple(row[part] for part in IDENTITY[:3]))]
 
 
 def format_summary_table(results):
     """The summary table as text, at most 100 columns wide.
 
-    One block per dataset, share and number of neurons, its best family marked with *; failures follow
-    beneath, counted by reason.
+    One block per dataset, share and number of neurons, its best family marked with *; beneath failures by reason.
     """
     rows = summary_table(results)
     width = min(30, max([len(row["model_name"]) for row in rows] + [len("model")]))
     lines = []
-    for block_key, block in groupby(rows, lambda row: tuple(row[key] for key in IDENTITY[:3])):
-        (dataset, share, nb_neurons), block = block_key, list(block)
+    for (dataset, share, nb_neurons), block in _get_blocks(rows):
         lines.append(f"{_shorten(dataset, 60)}, share {share:g}, {_number(nb_neurons)} neurons")
         if any(row["nb_runs"] for row in block):
             lines.append(f"  {'model':<{width}}  parameters    runs  failed    epochs  test accuracy")
@@ -168,7 +167,7 @@ def format_summary_table(results):
         lines.append("")
     lines.append("test accuracy: mean ± sd over runs, * highest mean of its block"
                  if any(row["nb_runs"] for row in rows) else "no runs")
-    return "\n".join(lines + _format_failures(_get_failures(results)))
+    return "\n".join(lines + _format_failures(_get_runs(results)[1]))
 
 
 def _format_failures(failures):
@@ -177,8 +176,7 @@ def _format_failures(failures):
         by_reason.setdefault(" ".join(str(failure["reason"]).split()), []).append(failure)
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     lines = ["", f"failures: {len(failures)}"] if failures else []
-    prefixes = {"dataset": "", "share": "share ", "nb_neurons": "neurons ", "model_name": "",
-                "iteration": "iteration "}
+    prefixes = {"dataset": "", "share": "share ", "nb_neurons": "neurons ", "model_name": "", "iteration": "iteration "}
     for reason, group in reasons[:MAX_FAILURE_REASONS]:
         where = ", ".join(prefix + _shorten(str(group[0][key]), 40) for key, prefix in prefixes.items()
                           if group[0][key] is not None) or "the whole sweep"
@@ -208,12 +206,11 @@ def _number(value, specification="d"):
 def plot_accuracy(results):
     """Test accuracy against number of parameters, one panel per dataset and share; a matplotlib Figure.
 
-    A marker is the mean over a family's runs, the dashes of its colour are the single runs. With several
-    numbers of neurons a thin line connects the means. The parameter axis is logarithmic where it spans more
-    than a factor of ten.
+    A marker is the mean over a family's runs, the dashes of its colour are the single runs. With several numbers of
+    neurons a thin line connects the means. The parameter axis is logarithmic where it spans more than a factor of ten.
     """
     panels = {}  # (dataset, share) -> model_name -> [(nb_model_parameters, [test_accuracy, ...]), ...]
-    by_identity = _get_runs(results)
+    by_identity, _ = _get_runs(results)
     for (dataset, share, _, model_name), runs in by_identity.items():
         families = panels.setdefault((dataset, share), {})
         if runs:
@@ -248,14 +245,13 @@ def plot_accuracy(results):
 def plot_learning_curves(results, nb_neurons=None):
     """Training (solid) and validation (dashed) accuracy over epochs; a matplotlib Figure.
 
-    One row of panels per dataset and share, one column per family that has runs, for one number of neurons:
-    the first of the sweep if None, ValueError if the sweep has no such. Lines are medians over the runs,
-    shades their ranges (minimum to maximum). Runs stop at different epochs; one that has stopped keeps its
-    last accuracy, as it keeps its weights, which are the ones tested. So every epoch's median is over the
-    same runs and does not jump when one ends; a dotted line marks where the first run stops. Accuracies that
-    are not finite are left out of their epoch.
+    One row of panels per dataset and share, one column per family that has runs, for one number of neurons: the first
+    of the sweep if None, ValueError if the sweep has no such. Lines are medians over the runs, shades their ranges
+    (minimum to maximum). Runs stop at different epochs; one that has stopped keeps its last accuracy, as it keeps its
+    weights, which are the ones tested. So every epoch's median is over the same runs and does not jump when one ends;
+    a dotted line marks where the first run stops. Accuracies that are not finite are left out of their epoch.
     """
-    by_identity = _get_runs(results)
+    by_identity, _ = _get_runs(results)
     if nb_neurons is None:
         nb_neurons = next(iter(results["nb_neurons_list"]), None)
     elif nb_neurons not in results["nb_neurons_list"]:
@@ -353,16 +349,18 @@ def _add_legend(figure, title, handles):
 def compare_with_dense(results, baseline="standard_nn", nb_resamples=10000, seed=0):
     """Does a family test better than the dense net? One row (a dict) per dataset, share, neurons and family.
 
-    Runs are paired by iteration, for those of one iteration share the validation split and the order of
-    samples. Keys: dataset, share, nb_neurons, model_name; nb_pairs; difference_mean, of the test accuracy
-    minus the baseline's; interval_low and interval_high, the 95 % percentile bootstrap interval of that mean
-    over the pairs; nb_model_parameters; parameter_ratio, to the baseline's; verdict: "better" if the interval
-    is above 0, "worse" if below, else "undecided". With fewer than two pairs the interval is NaN and the
-    verdict "undecided". Each row draws from a fresh generator: it depends on its own runs and `seed` only.
-    Mind that with few pairs the interval is too narrow, and that among many verdicts some err. ValueError if
-    the sweep has no such baseline.
+    Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.
+
+    - dataset, share, nb_neurons, model_name, nb_pairs, nb_model_parameters
+    - difference_mean: mean over the pairs of the test accuracy minus the baseline's
+    - interval_low, interval_high: 95 % percentile bootstrap interval of that mean, NaN for fewer than two pairs
+    - parameter_ratio: to the baseline's
+    - verdict: "better" if the interval is above 0, "worse" if below, else "undecided", as without an interval
+
+    Each row draws from a fresh generator: it depends on its own runs and `seed` only. Mind that with few pairs the
+    interval is too narrow, and that among many verdicts some err. ValueError if the sweep has no such baseline.
     """
-    by_identity = _get_runs(results)
+    by_identity, _ = _get_runs(results)
     rows = []
     for identity, runs in by_identity.items():
         if identity[:3] + (baseline,) not in by_identity:

@@ -176,10 +176,13 @@ def measure_interleaved(calls):
 
 
 def measure_layers(layers, n, batch_size):
-    """Rows of the table, one per layer in {name: layer}.
+    """Rows of the table, one (a dict) per layer in {name: layer}.
 
-    Dicts with the keys n, batch_size, layer; forward_ms, forward_backward_ms; forward_ratio,
-    forward_backward_ratio (NaN without a dense layer); multiply_adds per sample, parameters; repetitions.
+    - n, batch_size, layer
+    - forward_ms, forward_backward_ms
+    - forward_ratio, forward_backward_ratio: NaN without a dense layer
+    - multiply_adds: per sample
+    - parameters, repetitions
     """
     samples = make_samples(batch_size, n)
     times, nb_repetitions = measure_interleaved({
@@ -294,8 +297,9 @@ def get_peak_memory():
 def measure():
     """All measurements: the dict that `result_file` holds.
 
-    hyperparameters, environment; rows, see measure_layers; growth, epochs, memory, initialisation: lists of
-    the dicts that the functions of these names return, empty if left out.
+    - hyperparameters, environment
+    - rows: see measure_layers
+    - growth, epochs, memory, initialisation: lists of what get_growth, measure_epochs, ... return, empty if left out
     """
     hyperparameters = check_hyperparameters()
     if nb_threads is not None:
