@@ -15,6 +15,7 @@ Source: Dewilde and van der Veen, *Time-Varying Systems and Computations*, chapt
 
 import math
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -54,14 +55,14 @@ def get_state_dims(input_dims, output_dims, statespace_dim):
 def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None):
     """The truncated balanced realisation of a matrix; exact if no Hankel block has a rank above statespace_dim.
 
-    :param matrix: (outputs, inputs), float64 on the CPU
+    :param matrix: tensor (outputs, inputs)
     :param input_dims, output_dims: [inputs of stage k], [outputs of stage k]; their sums are the matrix's sizes
-    :param hankel_svds: get_hankel_svds, the default, or get_hankel_svds_of_random_matrix
-    :return: {name: tensor} with A, E (K, d, d), B, F (K, d, m), C, G (K, m', d), D (K, m', m), zero-padded to the
-        largest state d and the largest numbers m and m' of inputs and outputs of a stage
+    :param hankel_svds: function like get_hankel_svds, which is the default
+    :return: {name: tensor} with A, E (K, d, d), B, F (K, d, m), C, G (K, p, d), D (K, p, m), zero-padded to the largest
+        state d and the largest numbers m and p of inputs and outputs of a stage; float64 on the CPU
     """
     hankel_svds = hankel_svds or get_hankel_svds
-    matrix = matrix.double().cpu()
+    matrix = matrix.detach().double().cpu()
     causal = get_state_dims(input_dims, output_dims, statespace_dim)
     anticausal = get_state_dims(output_dims, input_dims, statespace_dim)
     d = max(causal + anticausal)
@@ -96,11 +97,22 @@ def _realise_causal_part(T, input_dims, output_dims, state_dims, d, hankel_svds)
 
 # ---- the singular values of Hankel blocks ----
 
-def get_hankel_svds(T, input_dims, output_dims, state_dims):
-    """Iterate over k = 1 .. K-1: U (rows, d_k), sigma (d_k,), Vh (d_k, columns), the leading singular triplets of the
-    causal Hankel blocks. Singular values that are zero up to rounding are zero."""
-    for k, (row, column) in _hankel_positions(input_dims, output_dims):
-        yield _hankel_svd(T, row, column, state_dims[k])
+def hankel_singular_values(matrix, input_dims=None, output_dims=None):
+    """Which statespace_dim does a matrix need? Its realisation drops all but the first statespace_dim of each row here.
+
+    :param matrix: tensor (outputs, inputs)
+    :param input_dims, output_dims: see realise; None: those of a SemiseparableLayer with inputoutput_dim 1
+    :return: the singular values of the causal and of the anticausal Hankel blocks at k = 1 .. K-1, descending, two
+        tensors (K - 1, r), zero-padded; float64 on the CPU
+    """
+    matrix = matrix.detach().double().cpu()
+    if input_dims is None:
+        input_dims, output_dims = get_stage_dims(matrix.shape[1], matrix.shape[0], 1)
+    with _one_thread():
+        rows = [[torch.linalg.svdvals(T[row:, :column]) for _, (row, column) in _hankel_positions(ins, outs)]
+                for T, ins, outs in ((matrix, input_dims, output_dims), (matrix.mT, output_dims, input_dims))]
+    padded = torch.nn.utils.rnn.pad_sequence(rows[0] + rows[1], batch_first=True)
+    return padded.unflatten(0, (2, -1)).unbind()
 
 
 def _hankel_positions(input_dims, output_dims):
@@ -108,15 +120,9 @@ def _hankel_positions(input_dims, output_dims):
     return list(enumerate(zip(accumulate(output_dims[:-1]), accumulate(input_dims[:-1])), start=1))
 
 
-def _hankel_svd(T, row, column, d):
-    H = T[row:, :column]
-    U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
-    rounding = sigma[0] * max(H.shape) * torch.finfo(H.dtype).eps
-    return U[:, :d], torch.where(sigma > rounding, sigma, 0)[:d], Vh[:d]
-
-
-def get_hankel_svds_of_random_matrix(T, input_dims, output_dims, state_dims, smallest_size=130, nb_blocks=48):
-    """get_hankel_svds for a matrix with distinct singular values, as random ones have: faster for large blocks.
+def get_hankel_svds(T, input_dims, output_dims, state_dims, smallest_size=130, nb_blocks=48):
+    """Iterate over k = 1 .. K-1: U (rows, d_k), sigma (d_k,), Vh (d_k, columns), the leading singular triplets of the
+    causal Hankel blocks. Singular values that are zero up to rounding are zero.
 
     Blocks with a side of up to `smallest_size` get their full decomposition. Of the others only few triplets matter,
     and neighbours differ in few rows and columns: `nb_blocks` of them share the products of one Lanczos iteration.
@@ -137,12 +143,20 @@ def get_hankel_svds_of_random_matrix(T, input_dims, output_dims, state_dims, sma
         yield from _svds_by_lanczos(T, waiting, d)
 
 
-def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=100):
+def _hankel_svd(T, row, column, d):
+    H = T[row:, :column]
+    U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
+    rounding = sigma[0] * max(H.shape) * torch.finfo(H.dtype).eps
+    return U[:, :d], torch.where(sigma > rounding, sigma, 0)[:d], Vh[:d]
+
+
+def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=50):
     """The d leading singular triplets of T[row:, :column] for all positions (row, column), which ascend.
 
     Lanczos iteration with thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000) for the eigenvectors
     of H Hᵀ or Hᵀ H, whichever is smaller, for all blocks H at once: H stands for the matrix that holds them all, and
-    each block masks the rows and columns that it lacks.
+    each block masks the rows and columns that it lacks. Blocks for which it does not work get a full decomposition:
+    those with too small singular values, which squares lose, and those that do not converge.
     """
     first_row, last_column = positions[0][0], positions[-1][1]
     rows, columns = torch.tensor(positions).T[:, :, None]  # (blocks, 1) each
@@ -154,34 +168,42 @@ def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=100):
         H, mask_in, mask_out = H.mT, mask_out, mask_in
     nb_kept, nb_vectors = d + 5, 3 * (d + 5)
     blocks, size = mask_in.shape
+    draw_direction = partial(_draw_direction, mask=mask_in, generator=torch.Generator().manual_seed(0))
 
     Q = T.new_zeros(blocks, nb_vectors + 1, size)  # orthonormal rows
     projected = T.new_zeros(blocks, nb_vectors, nb_vectors)  # Q HᵀH Qᵀ, upper triangle
-    start = torch.randn(size, dtype=T.dtype, generator=torch.Generator().manual_seed(0)) * mask_in
-    Q[:, 0] = start / start.norm(dim=1, keepdim=True)
-    nb_known = 0
+    Q[:, 0] = draw_direction(Q[:, :0])
+    nb_known, sigma_before = 0, None
     for _ in range(max_restarts):
-        norm = _extend_krylov_basis(Q, projected, nb_known, lambda q: (q @ H.mT * mask_out) @ H * mask_in)
+        norm = _extend_krylov_basis(Q, projected, nb_known, lambda q: (q @ H.mT * mask_out) @ H * mask_in,
+                                    draw_direction)
         values, vectors = torch.linalg.eigh(projected, UPLO="U")
         residuals = (norm * vectors[:, -1, -d:]).abs()
-        if (residuals <= tolerance * values[:, -1:]).all():
+        sigma = values[:, -d:].clamp(min=0).sqrt()
+        works = sigma[:, 0] > 1e-5 * sigma[:, -1]
+        is_converged = (residuals <= tolerance * values[:, -1:]).all(1)
+        # Of equal singular values one start finds one. So another start, beside what is found, must find nothing new.
+        is_confirmed = sigma_before is not None and ((sigma - sigma_before).abs() <= 1e-9 * sigma).all(1)
+        if (is_converged & is_confirmed | ~works).all():
             break
         # Restart with the best eigenvectors found so far, and the last direction.
         Q[:, :nb_kept] = torch.bmm(vectors[:, :, -nb_kept:].mT, Q[:, :nb_vectors])
         Q[:, nb_kept] = Q[:, nb_vectors]
+        sigma_before = None
+        if (is_converged | ~works).all():
+            Q[:, nb_kept], sigma_before = draw_direction(Q[:, :nb_kept]), sigma
         projected = torch.diag_embed(functional.pad(values[:, -nb_kept:], (0, nb_vectors - nb_kept)))
         nb_known = nb_kept
-    else:  # equal singular values have no vectors of their own to converge to
-        return [_hankel_svd(T, row, column, d) for row, column in positions]
+    works = works & is_converged & is_confirmed
+    sigma = sigma.flip(1)
     inner = torch.bmm(vectors[:, :, -d:].mT, Q[:, :nb_vectors]).flip(1)  # (blocks, d, size), largest first
-    sigma = values[:, -d:].flip(1).sqrt()
     outer = inner @ H.mT * mask_out[:, None] / sigma[:, :, None]
     left, right = (inner, outer) if transposed else (outer, inner)
-    return [(left[i, :, row - first_row:].mT, sigma[i], right[i, :, :column])
-            for i, (row, column) in enumerate(positions)]
+    return [(left[i, :, row - first_row:].mT, sigma[i], right[i, :, :column]) if works[i]
+            else _hankel_svd(T, row, column, d) for i, (row, column) in enumerate(positions)]
 
 
-def _extend_krylov_basis(Q, projected, nb_known, apply):
+def _extend_krylov_basis(Q, projected, nb_known, apply, draw_direction):
     """Fill the rows of Q (blocks, vectors + 1, size) from nb_known + 1 on, and the columns of `projected` from nb_known
     on, in place; apply is the symmetric operator. Returns the norm (blocks, 1) of what is left beyond the basis."""
     for j in range(nb_known, projected.shape[1]):
@@ -192,7 +214,19 @@ def _extend_krylov_basis(Q, projected, nb_known, apply):
             projected[:, :j + 1, j] += coefficients[:, :, 0]
         norm = q.norm(dim=1, keepdim=True)
         Q[:, j + 1] = q / norm
+        is_exhausted = norm <= 1e-13 * projected.abs().amax((1, 2))[:, None]  # a block of low rank
+        if is_exhausted.any():
+            norm = norm.masked_fill(is_exhausted, 0)
+            Q[:, j + 1] = torch.where(is_exhausted, draw_direction(Q[:, :j + 1]), Q[:, j + 1])
     return norm
+
+
+def _draw_direction(Q, mask, generator):
+    """Unit vectors (blocks, size), zero outside the mask and orthogonal to the rows of Q (blocks, vectors, size)."""
+    q = torch.randn(mask.shape[1], dtype=mask.dtype, generator=generator) * mask
+    for _ in range(2):
+        q = q - torch.bmm(torch.bmm(Q, q[:, :, None]).mT, Q)[:, 0]
+    return q / q.norm(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -213,8 +247,7 @@ def realise_glorot_uniform_matrix(input_dims, output_dims, statespace_dim):
     n, nb_outputs = sum(input_dims), sum(output_dims)
     bias = get_random_glorot_uniform_matrix((nb_outputs,))
     matrix = get_random_glorot_uniform_matrix((nb_outputs, n), dtype=torch.float64)
-    return dict(realise(matrix, input_dims, output_dims, statespace_dim,
-                        hankel_svds=get_hankel_svds_of_random_matrix), bias=bias)
+    return dict(realise(matrix, input_dims, output_dims, statespace_dim), bias=bias)
 
 
 def draw_state_matrices(input_dims, output_dims, statespace_dim):
