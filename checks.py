@@ -51,9 +51,15 @@ def check_device(device):
     return name
 
 
+def get_weight_dtype(layer):
+    """The dtype of a layer's weight; None if it has none that is a tensor, as containers and quantised layers."""
+    weight = getattr(layer, "weight", None)
+    return weight.dtype if isinstance(weight, torch.Tensor) else None
+
+
 def check_dtype(X, dtype):
-    """A tensor has the dtype of the parameters, or a floating-point one under autocast."""
-    if X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
+    """A tensor has the dtype of the parameters, unless that is None, or a floating-point one under autocast."""
+    if dtype is not None and X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
         or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
         raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
                          f"convert the input, X.to({dtype}){or_module}")

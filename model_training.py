@@ -11,6 +11,7 @@ gradient of step t + 1 is taken with the weights after step t: its loss and accu
 
 import copy
 import math
+import re
 
 import numpy as np
 import torch
@@ -192,16 +193,21 @@ def get_loss_and_accuracy(model, X, y_true):
 
 
 def get_nb_model_parameters(model, count_gradientless_parameters=True):
-    """Number (int) of parameters of a model; the zero padding of SSS layers does not count.
+    """Number (int) of parameters of a model; the padding of SSS layers does not count.
 
     :param count_gradientless_parameters: whether frozen parameters (requires_grad False) count
     """
-    sizes = {}  # by identity: a parameter that two modules share counts once
+    # By identity: a parameter that two modules share counts once.
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()
+             if parameter.requires_grad or count_gradientless_parameters}
     for module in model.modules():
-        padding_sizes = getattr(module, "padding_sizes", {})
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad or count_gradientless_parameters:
-                sizes[id(parameter)] = parameter.numel() - padding_sizes.get(name, 0)
+        for name, padding_size in getattr(module, "padding_sizes", {}).items():
+            stacked = getattr(module, name)
+            for parameter_name, parameter in module.named_parameters():
+                # A itself, or what torch.nn.utils makes of it: A_orig, A_v, parametrizations.A.original
+                if (re.fullmatch(rf"(parametrizations\.)?{name}([_.].*)?", parameter_name)
+                        and parameter.shape == stacked.shape and id(parameter) in sizes):
+                    sizes[id(parameter)] = stacked.numel() - padding_size
     return sum(sizes.values())
 
 

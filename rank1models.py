@@ -9,47 +9,57 @@ from standardmodels import ConvNet, FeedForwardNet
 
 
 class Rank1Layer(nn.Module):
-    """y = (u v1) v2 + bias: a square layer with a weight matrix of rank 1; (..., size) -> (..., size).
+    """y = (u v1) v2 + bias: a weight matrix of rank 1; (..., size) -> (..., output_size).
 
-    v1 (size, 1), v2 (1, size) and bias (size,) are Glorot-uniform.
+    v1 (size, 1), v2 (1, output_size) and bias (output_size,) are Glorot-uniform.
 
-    :raises ValueError: size is not a positive integer, or an input of another size or dtype
+    :param output_size: None: as many outputs as inputs
+    :param bias: whether there is one
+    :raises ValueError: a size is not a positive integer, or an input of another size or dtype
     """
 
-    def __init__(self, size, *, device=None, dtype=None):
+    def __init__(self, size, output_size=None, bias=True, *, device=None, dtype=None):
         super().__init__()
-        check_positive_integers(size=size)
-        self.size = size
+        output_size = size if output_size is None else output_size
+        check_positive_integers(size=size, output_size=output_size)
+        self.size, self.output_size = size, output_size
         self.v1 = nn.Parameter(torch.empty(size, 1, device=device, dtype=dtype))
-        self.v2 = nn.Parameter(torch.empty(1, size, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.v2 = nn.Parameter(torch.empty(1, output_size, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(output_size, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self):
-        """Draw all parameters anew, on the CPU's generator whatever their device."""
-        for parameter in (self.v1, self.v2, self.bias):
+        """Draw all parameters anew, from the CPU's generator whatever their device."""
+        for parameter in self.parameters():
             parameter.copy_(get_random_glorot_uniform_matrix(parameter.shape))
 
     def forward(self, u):
-        check_features(u, self.size, self.bias.dtype)
-        return u @ self.v1 @ self.v2 + self.bias
+        check_features(u, self.size, self.v1.dtype)
+        y = u @ self.v1 @ self.v2
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self):
-        return f"size={self.size}"
+        return f"size={self.size}, output_size={self.output_size}, bias={self.bias is not None}"
 
 
 class Rank1THLFFNN(FeedForwardNet):
-    """Net for vectors with two hidden layers of neurons, joined by a matrix of rank 1: the benchmark's `rank_1`."""
+    """Net for vectors with two hidden layers of neurons, joined by a matrix of rank 1: the benchmark's `rank_1`.
 
-    def __init__(self, input_size, output_size, hidden_layer_size, *, device=None, dtype=None):
+    :param nb_hidden_layers: see StandardTHLFFNN
+    """
+
+    def __init__(self, input_size, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
         super().__init__(input_size, output_size, hidden_layer_size,
-                         [Rank1Layer(hidden_layer_size, device=device, dtype=dtype)], device=device, dtype=dtype)
+                         lambda: Rank1Layer(hidden_layer_size, device=device, dtype=dtype), nb_hidden_layers,
+                         device=device, dtype=dtype)
 
 
 class Rank1THLConvNet(ConvNet):
-    """Net for images with two hidden layers of neurons, joined by a matrix of rank 1."""
+    """Net for images with two hidden layers of neurons, joined by a matrix of rank 1; parameters as above."""
 
-    def __init__(self, input_shape, output_size, hidden_layer_size, *, device=None, dtype=None):
+    def __init__(self, input_shape, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
         super().__init__(input_shape, lambda nb_features: Rank1THLFFNN(
-            nb_features, output_size, hidden_layer_size, device=device, dtype=dtype), device=device, dtype=dtype)
+            nb_features, output_size, hidden_layer_size, nb_hidden_layers=nb_hidden_layers, device=device,
+            dtype=dtype), device=device, dtype=dtype)

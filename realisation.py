@@ -50,6 +50,27 @@ def get_state_dims(input_dims, output_dims, statespace_dim):
     return [min(statespace_dim, i, sum(output_dims) - o) for i, o in zip(inputs_before, outputs_before)]
 
 
+def get_stage_shapes(input_dims, output_dims, statespace_dim):
+    """{name: [(rows, columns) of stage k, k = 0 .. K-1]} of the state matrices A .. G without padding."""
+    d = get_state_dims(input_dims, output_dims, statespace_dim)
+    e = get_state_dims(output_dims, input_dims, statespace_dim)
+    return {name: list(zip(rows, columns)) for name, rows, columns in (
+        ("A", d[1:], d[:-1]), ("B", d[1:], input_dims), ("C", output_dims, d[:-1]), ("D", output_dims, input_dims),
+        ("E", e[:-1], e[1:]), ("F", e[:-1], input_dims), ("G", output_dims, e[1:]))}
+
+
+def get_used_entries(shapes, stacked_shape):
+    """Bool tensor (stages, rows, columns), False in the padding, from [(rows, columns) of stage k] without it."""
+    rows, columns = torch.tensor(shapes).mT[:, :, None]  # (stages, 1) each
+    _, nb_rows, nb_columns = stacked_shape
+    return (torch.arange(nb_rows) < rows)[:, :, None] & (torch.arange(nb_columns) < columns)[:, None, :]
+
+
+def get_padded_positions(dims):
+    """Where entries of parts with given sizes lie if each part is padded to the size of the first: (sum(dims),)."""
+    return torch.cat([k * dims[0] + torch.arange(size) for k, size in enumerate(dims)])
+
+
 # ---- from a dense matrix to state matrices ----
 
 def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None):
@@ -256,36 +277,28 @@ def draw_state_matrices(input_dims, output_dims, statespace_dim):
     Every A_k is an orthogonal matrix times the factor by which entries fall from one stage to the next; B_k and C_k are
     normal with the variance that gives the entries of the represented matrix theirs.
     """
-    K, m, nb_outputs = len(input_dims), max(input_dims), max(output_dims)
-    n = (sum(input_dims) + sum(output_dims)) / 2
+    K, m, p = len(input_dims), max(input_dims), max(output_dims)
+    n = 2 / (1 / sum(input_dims) + 1 / sum(output_dims))  # of rectangular layers the mean that fits the law best
+    variance = 2 / (sum(input_dims) + sum(output_dims))  # of Glorot-uniform entries
     state_dims = get_state_dims(input_dims, output_dims, statespace_dim)
-    anticausal_state_dims = get_state_dims(output_dims, input_dims, statespace_dim)
-    d = max(state_dims + anticausal_state_dims)
+    d = max(state_dims + get_state_dims(output_dims, input_dims, statespace_dim))
     fall = math.exp(-n / K / (2 * n ** FALL_EXPONENT))
     # E T_ij² = d_k fall^(2 (i-j-1)) E B² E C² for stages i > j; scale = sqrt(E B²) = sqrt(E C²) sets its mean.
     distances = torch.arange(max(K - 1, 1), dtype=torch.float64)
     mean_fall = torch.sum((len(distances) - distances) * fall ** (2 * distances)) / torch.sum(distances + 1)
     mean_dim = max(1, sum(state_dims) / len(distances))
-    variance = (1 - math.exp(-VARIANCE_FACTOR * (max(1, d) / n) ** VARIANCE_EXPONENT)) / n
-    scale = (variance / mean_dim / mean_fall.item()) ** 0.25
+    realised_share = 1 - math.exp(-VARIANCE_FACTOR * (max(1, d) / n) ** VARIANCE_EXPONENT)
+    scale = (realised_share * variance / mean_dim / mean_fall.item()) ** 0.25
 
-    def used(dims, size):
-        """(len(dims), size): 1 for the entries in use, 0 in the padding"""
-        return (torch.arange(size) < torch.tensor(dims)[:, None]).float()
-
-    def draw_part(dims_in, dims_out):
-        """A, B and C for states that enter the stages, or leave them, with the given numbers of entries."""
-        used_in, used_out = used(dims_in, d)[:, None, :], used(dims_out, d)[:, :, None]
-        A = fall * torch.linalg.qr(torch.randn(K, d, d)).Q * used_out * used_in
-        B = scale * torch.randn(K, d, m) * used_out * used(input_dims, m)[:, None, :]
-        return A, B, scale * torch.randn(K, nb_outputs, d) * used_in * used(output_dims, nb_outputs)[:, :, None]
-
-    A, B, C = draw_part(state_dims[:-1], state_dims[1:])
-    E, F, G = draw_part(anticausal_state_dims[1:], anticausal_state_dims[:-1])
-    limit = math.sqrt(3 / n)
-    D = torch.empty(K, nb_outputs, m).uniform_(-limit, limit)
-    D = D * used(output_dims, nb_outputs)[:, :, None] * used(input_dims, m)[:, None, :]
-    return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G, bias=get_random_glorot_uniform_matrix((sum(output_dims),)))
+    stages = {}
+    for A, B, C in ("ABC", "EFG"):
+        stages[A] = fall * torch.linalg.qr(torch.randn(K, d, d)).Q
+        stages[B] = scale * torch.randn(K, d, m)
+        stages[C] = scale * torch.randn(K, p, d)
+    stages["D"] = torch.empty(K, p, m).uniform_(-math.sqrt(3 * variance), math.sqrt(3 * variance))
+    for name, shapes in get_stage_shapes(input_dims, output_dims, statespace_dim).items():
+        stages[name] *= get_used_entries(shapes, stages[name].shape)
+    return dict(stages, bias=get_random_glorot_uniform_matrix((sum(output_dims),)))
 
 
 INITIALISATIONS = {"realisation": realise_glorot_uniform_matrix, "direct": draw_state_matrices,

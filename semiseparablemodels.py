@@ -32,8 +32,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from checks import check_choice, check_features, check_finite, check_positive_integers
-from realisation import (INITIALISATIONS, get_random_glorot_uniform_matrix, get_stage_dims, get_state_dims,  # noqa: F401
-                         realise)
+from realisation import (INITIALISATIONS, get_padded_positions, get_random_glorot_uniform_matrix,  # noqa: F401
+                         get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise)
 from standardmodels import ConvNet, FeedForwardNet
 
 LARGEST_DENSE_SIZE = 128  # up to here one chunk, that is the dense matrix and one product, is fastest
@@ -99,12 +99,12 @@ class SemiseparableLayer(nn.Module):
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
-            is_used = _stage_matrices(**{name: _get_used_entries(shapes, getattr(self, name).shape)
+            is_used = _stage_matrices(**{name: get_used_entries(shapes, getattr(self, name).shape)
                                          for name, shapes in self.stage_shapes.items()})
         self._set_parameters(values)
         self.register_buffer("_is_padding", ~is_used.to(self.D.device), persistent=False)
         for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
-            index = _get_index(dims).to(self.D.device) if dims[0] != dims[-1] else None
+            index = get_padded_positions(dims).to(self.D.device) if dims[0] != dims[-1] else None
             self.register_buffer(name, index, persistent=False)
 
     @classmethod
@@ -156,10 +156,7 @@ class SemiseparableLayer(nn.Module):
     def stage_shapes(self):
         """{name: [(rows, columns) of stage k, k = 0 .. K-1]} of the state matrices without padding. Border states are
         smaller, for fewer inputs lie before them, or outputs behind; see state_dims and anticausal_state_dims."""
-        m, p, d, e = self.input_dims, self.output_dims, self.state_dims, self.anticausal_state_dims
-        return {name: list(zip(rows, columns)) for name, rows, columns in (
-            ("A", d[1:], d[:-1]), ("B", d[1:], m), ("C", p, d[:-1]), ("D", p, m),
-            ("E", e[:-1], e[1:]), ("F", e[:-1], m), ("G", p, e[1:]))}
+        return get_stage_shapes(self.input_dims, self.output_dims, self.statespace_dim)
 
     @property
     def padding_sizes(self):
@@ -223,18 +220,6 @@ class SemiseparableLayer(nn.Module):
             warnings.warn(f"SemiseparableLayer({self.input_size}, {self.statespace_dim}, ..) has {nb_parameters:,} "
                           f"parameters, more than twice the {nb_dense:,} of a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=3)
-
-
-def _get_used_entries(shapes, stacked_shape):
-    """Bool tensor (stages, rows, columns), False in the padding, from [(rows, columns) of stage k] without it."""
-    rows, columns = torch.tensor(shapes).mT[:, :, None]  # (stages, 1) each
-    _, nb_rows, nb_columns = stacked_shape
-    return (torch.arange(nb_rows) < rows)[:, :, None] & (torch.arange(nb_columns) < columns)[:, None, :]
-
-
-def _get_index(dims):
-    """Where the entries of an uneven split lie if each part is padded to the length of the first: (sum(dims),)."""
-    return torch.cat([k * dims[0] + torch.arange(size) for k, size in enumerate(dims)])
 
 
 def _spread(values, index, size):
@@ -408,21 +393,24 @@ def _slices(u, nb_chunks):
 class TwoHiddenLayeredSSNet(FeedForwardNet):
     """Net for vectors with two hidden layers of neurons, joined by an SSS matrix: the benchmark's `ss_d_dim`.
 
-    :param statespace_dim, input_output_dim, initialisation: see SemiseparableLayer
+    :param statespace_dim, initialisation: see SemiseparableLayer
+    :param input_output_dim: the layer's inputoutput_dim
+    :param nb_hidden_layers: another number than the paper's two
     """
 
     def __init__(self, input_size, output_size, hidden_layer_size, statespace_dim=1, input_output_dim=1, *,
-                 initialisation="realisation", device=None, dtype=None):
-        hidden_layer = SemiseparableLayer(hidden_layer_size, statespace_dim, input_output_dim,
-                                          initialisation=initialisation, device=device, dtype=dtype)
-        super().__init__(input_size, output_size, hidden_layer_size, [hidden_layer], device=device, dtype=dtype)
+                 nb_hidden_layers=2, initialisation="realisation", device=None, dtype=None):
+        super().__init__(input_size, output_size, hidden_layer_size, lambda: SemiseparableLayer(
+            hidden_layer_size, statespace_dim, input_output_dim, initialisation=initialisation, device=device,
+            dtype=dtype), nb_hidden_layers, device=device, dtype=dtype)
 
 
 class SSSTHLConvNet(ConvNet):
     """Net for images with two hidden layers of neurons, joined by an SSS matrix; parameters as above."""
 
-    def __init__(self, input_shape, output_size, hidden_layer_size, statespace_dim=1, *,
-                 initialisation="realisation", device=None, dtype=None):
+    def __init__(self, input_shape, output_size, hidden_layer_size, statespace_dim=1, input_output_dim=1, *,
+                 nb_hidden_layers=2, initialisation="realisation", device=None, dtype=None):
         super().__init__(input_shape, lambda nb_features: TwoHiddenLayeredSSNet(
-            nb_features, output_size, hidden_layer_size, statespace_dim, initialisation=initialisation,
-            device=device, dtype=dtype), device=device, dtype=dtype)
+            nb_features, output_size, hidden_layer_size, statespace_dim, input_output_dim,
+            nb_hidden_layers=nb_hidden_layers, initialisation=initialisation, device=device, dtype=dtype),
+            device=device, dtype=dtype)

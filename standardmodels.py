@@ -10,25 +10,32 @@ semiseparablemodels.py, `Rank1Layer` in rank1models.py. All nets return class pr
 import torch
 from torch import nn
 
-from checks import check_dtype, check_features, check_positive_integers
+from checks import check_dtype, check_features, check_positive_integers, get_weight_dtype
 
 
 class FeedForwardNet(nn.Module):
     """Net for vectors with given hidden layers; (..., input_size) -> class probabilities (..., output_size).
 
-    :param hidden_layers: modules that map (..., hidden_layer_size) to (..., hidden_layer_size), in order
+    :param make_hidden_layer: function without arguments that makes a module from hidden_layer_size to as many neurons
+    :param nb_hidden_layers: hidden layers of neurons. The input layer leads into the first of them, so that one matrix
+        less joins them.
     :raises ValueError: a size that is not a positive integer
     """
 
-    def __init__(self, input_size, output_size, hidden_layer_size, hidden_layers, *, device=None, dtype=None):
+    def __init__(self, input_size, output_size, hidden_layer_size, make_hidden_layer, nb_hidden_layers=2, *,
+                 device=None, dtype=None):
         super().__init__()
-        check_positive_integers(input_size=input_size, output_size=output_size, hidden_layer_size=hidden_layer_size)
+        check_positive_integers(input_size=input_size, output_size=output_size, hidden_layer_size=hidden_layer_size,
+                                nb_hidden_layers=nb_hidden_layers)
+        self.input_size = input_size
+        # First the hidden layers, so that the seed of a run gives them the same weights as ever.
+        hidden_layers = [make_hidden_layer() for _ in range(nb_hidden_layers - 1)]
         self.input_layer = nn.Linear(input_size, hidden_layer_size, device=device, dtype=dtype)
         self.hidden_layers = nn.ModuleList(hidden_layers)
         self.output_layer = nn.Linear(hidden_layer_size, output_size, device=device, dtype=dtype)
 
     def forward(self, X):
-        check_features(X, self.input_layer.in_features, self.input_layer.weight.dtype)
+        check_features(X, self.input_size, get_weight_dtype(self.input_layer))
         h = torch.relu(self.input_layer(X))
         for hidden_layer in self.hidden_layers:
             h = torch.relu(hidden_layer(h))
@@ -68,7 +75,7 @@ class ConvFeatureExtractorBase(nn.Module):
         if tuple(X.shape[-3:]) != self.image_shape:
             raise ValueError(f"expected images (..., {', '.join(map(str, self.image_shape))}), "
                              f"got shape {tuple(X.shape)}")
-        check_dtype(X, self.layers[0].weight.dtype)
+        check_dtype(X, get_weight_dtype(self.layers[0]))
         # Conv2d takes one batch dimension: (..., channels, height, width) -> (batch, channels, height, width)
         features = self.layers(X.reshape(-1, *self.image_shape))
         return features.reshape(*X.shape[:-3], self.out_dim)
@@ -98,11 +105,9 @@ class StandardFFNN(FeedForwardNet):
     """Net for vectors with dense layers; `nb_hidden_layers` of `hidden_layer_size` neurons each."""
 
     def __init__(self, input_size, output_size, hidden_layer_size, nb_hidden_layers, *, device=None, dtype=None):
-        check_positive_integers(hidden_layer_size=hidden_layer_size, nb_hidden_layers=nb_hidden_layers)
-        # The input layer leads into the first hidden layer of neurons, so there is one matrix less than layers.
-        hidden_layers = [nn.Linear(hidden_layer_size, hidden_layer_size, device=device, dtype=dtype)
-                         for _ in range(nb_hidden_layers - 1)]
-        super().__init__(input_size, output_size, hidden_layer_size, hidden_layers, device=device, dtype=dtype)
+        super().__init__(input_size, output_size, hidden_layer_size,
+                         lambda: nn.Linear(hidden_layer_size, hidden_layer_size, device=device, dtype=dtype),
+                         nb_hidden_layers, device=device, dtype=dtype)
 
 
 class StandardSLFFNN(StandardFFNN):
@@ -113,15 +118,19 @@ class StandardSLFFNN(StandardFFNN):
 
 
 class StandardTHLFFNN(StandardFFNN):
-    """StandardFFNN with two hidden layers of neurons, joined by one dense matrix: the benchmark's `standard_nn`."""
+    """StandardFFNN with two hidden layers of neurons, joined by one dense matrix: the benchmark's `standard_nn`.
 
-    def __init__(self, input_size, output_size, hidden_layer_size, *, device=None, dtype=None):
-        super().__init__(input_size, output_size, hidden_layer_size, 2, device=device, dtype=dtype)
+    :param nb_hidden_layers: another number than the paper's two
+    """
+
+    def __init__(self, input_size, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
+        super().__init__(input_size, output_size, hidden_layer_size, nb_hidden_layers, device=device, dtype=dtype)
 
 
 class StandardTHLConvNet(ConvNet):
-    """Net for images with two hidden layers of neurons, joined by a dense matrix."""
+    """Net for images with two hidden layers of neurons, joined by a dense matrix; parameters as above."""
 
-    def __init__(self, input_shape, output_size, hidden_layer_size, *, device=None, dtype=None):
+    def __init__(self, input_shape, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
         super().__init__(input_shape, lambda nb_features: StandardTHLFFNN(
-            nb_features, output_size, hidden_layer_size, device=device, dtype=dtype), device=device, dtype=dtype)
+            nb_features, output_size, hidden_layer_size, nb_hidden_layers=nb_hidden_layers, device=device,
+            dtype=dtype), device=device, dtype=dtype)

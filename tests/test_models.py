@@ -226,7 +226,7 @@ def test_rank_1_layer_works_on_any_leading_shape(shape):
 
 
 def test_rank_1_layer_names_its_size():
-    assert repr(Rank1Layer(7)) == "Rank1Layer(size=7)"
+    assert repr(Rank1Layer(7)) == "Rank1Layer(size=7, output_size=7, bias=True)"
 
 
 # ---- the nets as PyTorch modules ----

@@ -9,32 +9,31 @@ import torch
 from torch import nn
 
 import realisation
-from realisation import (get_hankel_svds, get_hankel_svds_of_random_matrix, get_random_glorot_uniform_matrix, realise)
+from realisation import (get_hankel_svds, get_random_glorot_uniform_matrix, get_stage_dims, hankel_singular_values,
+                         realise)
 from semiseparablemodels import SemiseparableLayer
 from sss_reference import STATE_MATRICES, assert_equal, dense_matrix, make_layer, random_batch, stages_of
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
 
 
-def stage_sizes(n, m=1):
-    """inputs and outputs of each stage of a square layer"""
-    return [m] * (n // m), [m] * (n // m)
-
-
 # ---- realisation of a given matrix ----
 
-@pytest.mark.parametrize("n, m", [(1, 1), (2, 1), (7, 1), (12, 2), (12, 12), (30, 1)])
+@pytest.mark.parametrize("n, outputs, m", [(1, 1, 1), (7, 7, 1), (12, 12, 2), (12, 12, 12), (30, 30, 1), (9, 4, 1),
+                                           (5, 13, 1), (8, 30, 4)])
 @pytest.mark.parametrize("extra_dims", [0, 50])
-def test_from_matrix_is_exact_when_states_are_large_enough(n, m, extra_dims):
-    matrix = random_batch(n, n)
-    layer = SemiseparableLayer.from_matrix(matrix, max(1, n // 2) + extra_dims, m)
+def test_from_matrix_is_exact_when_states_are_large_enough(n, outputs, m, extra_dims):
+    matrix = random_batch(outputs, n)
+    largest_rank = n // 2 if n == outputs else min(n, outputs)
+    layer = SemiseparableLayer.from_matrix(matrix, max(1, largest_rank) + extra_dims, m)
     assert_equal(dense_matrix(layer), matrix)
     assert (layer.bias == 0).all()
 
 
-@pytest.mark.parametrize("n, d, m", [(13, 3, 1), (24, 5, 2), (30, 4, 10)])
-def test_from_matrix_recovers_a_matrix_that_is_semiseparable(n, d, m):
-    matrix = dense_matrix(make_layer(n, d, m)).detach()
+@pytest.mark.parametrize("n, outputs, d, m", [(13, 13, 3, 1), (24, 24, 5, 2), (30, 30, 4, 10), (23, 14, 3, 1),
+                                              (10, 33, 4, 2)])
+def test_from_matrix_recovers_a_matrix_that_is_semiseparable(n, outputs, d, m):
+    matrix = dense_matrix(make_layer(n, d, m, output_size=outputs)).detach()
     assert_equal(dense_matrix(SemiseparableLayer.from_matrix(matrix, d, m)), matrix, 1e-9)
     worse = dense_matrix(SemiseparableLayer.from_matrix(matrix, d - 1, m))
     assert (worse - matrix).norm() > 1e-3 * matrix.norm()  # one state less is not enough
@@ -146,37 +145,73 @@ def test_from_matrix_names_what_it_cannot_take(arguments, message):
         SemiseparableLayer.from_matrix(**{"statespace_dim": 1, **arguments})
 
 
-# ---- the faster way for random matrices ----
+@pytest.mark.parametrize("outputs, n", [(9, 9), (6, 15)])
+def test_hankel_singular_values_are_those_that_a_realisation_drops(outputs, n):
+    matrix = random_batch(outputs, n)
+    causal, anticausal = hankel_singular_values(matrix)
+    inputs, outs = get_stage_dims(n, outputs, 1)
+    assert causal.shape == anticausal.shape and len(causal) == min(n, outputs) - 1
+    for k in range(1, len(inputs)):
+        row, column = sum(outs[:k]), sum(inputs[:k])
+        for values, block in ((causal, matrix[row:, :column]), (anticausal, matrix[:row, column:])):
+            expected = torch.linalg.svdvals(block)
+            assert_equal(values[k - 1, :len(expected)], expected)
+            assert (values[k - 1, len(expected):] == 0).all()
+    # Where a single block has more than d of them, they are its distance to the represented matrix.
+    with_one_block = torch.zeros(8, 8, dtype=torch.float64)
+    with_one_block[4:, :4] = random_batch(4, 4)
+    dropped = hankel_singular_values(with_one_block, [4, 4], [4, 4])[0][0, 2:]
+    layer = SemiseparableLayer.from_matrix(with_one_block, 2, 4)
+    assert (dense_matrix(layer) - with_one_block).norm().item() == pytest.approx(dropped.norm().item(), rel=1e-9)
 
-@pytest.mark.parametrize("n, d, m", [(150, 1, 1), (150, 5, 1), (150, 2, 3)])
-def test_lanczos_realises_the_matrix_that_full_svds_realise(n, d, m, monkeypatch):
-    by_lanczos, by_svd = [], []
-    lanczos, svd = realisation._svds_by_lanczos, realisation._hankel_svd
-    monkeypatch.setattr(realisation, "_svds_by_lanczos",
-                        lambda T, positions, d: by_lanczos.extend(positions) or lanczos(T, positions, d))
+
+# ---- the singular vectors of many blocks at a time ----
+
+def low_rank_matrix(n, rank):
+    return random_batch(n, rank) @ random_batch(rank, n, seed=3)
+
+
+# Also what becomes of the blocks: their vectors are found together, or each gets a decomposition of its own.
+LARGE_MATRICES = {
+    "random": (get_random_glorot_uniform_matrix((150, 150), dtype=torch.float64), "together"),
+    "uneven": (random_batch(150, 260), "together"),
+    "semiseparable": (dense_matrix(make_layer(150, 3)).detach(), "together"),
+    "smooth": (1 / (1 + (torch.arange(150.).double()[:, None] - torch.arange(150.).double()).abs()), "together"),
+    "of rank 3": (low_rank_matrix(150, 3), "together"),
+    "of rank 2": (low_rank_matrix(150, 2), "each"),
+    "zero": (torch.zeros(150, 150).double(), "each"),
+    "equal pairs": (torch.kron(low_rank_matrix(75, 3), torch.tensor([[0., 1], [-1, 0]]).double()), "either"),
+}
+
+
+@pytest.mark.parametrize("matrix, how", LARGE_MATRICES.values(), ids=LARGE_MATRICES.keys())
+def test_vectors_found_together_realise_what_full_decompositions_realise(matrix, how, monkeypatch):
+    decomposed, svd = [], realisation._hankel_svd
     monkeypatch.setattr(realisation, "_hankel_svd",
-                        lambda T, row, column, d: by_svd.append((row, column)) or svd(T, row, column, d))
-    torch.manual_seed(0)
-    T = get_random_glorot_uniform_matrix((n, n), dtype=torch.float64)
+                        lambda T, row, column, d: decomposed.append((row, column)) or svd(T, row, column, d))
+    dims, d = get_stage_dims(matrix.shape[1], matrix.shape[0], 1), 4 if how == "either" else 3
 
-    def realised_matrix(hankel_svds):
-        layer = SemiseparableLayer(n, d, m, initialisation="zeros", dtype=torch.float64)
-        layer.load_state_dict(realise(T, *stage_sizes(n, m), d, hankel_svds=hankel_svds), strict=False)
-        return layer.to_matrix().detach()
+    def realised_matrix(smallest_size):
+        layer = SemiseparableLayer(matrix.shape[1], d, output_size=len(matrix), initialisation="zeros",
+                                   dtype=torch.float64)
+        layer.load_state_dict(realise(matrix, *dims, d, hankel_svds=partial(
+            get_hankel_svds, smallest_size=smallest_size, nb_blocks=20)), strict=False)
+        return layer.to_matrix()
 
-    actual = realised_matrix(partial(get_hankel_svds_of_random_matrix, smallest_size=1, nb_blocks=10))
-    # Both parts used the iteration, in more than one group of blocks, and it never gave up on a block.
-    assert len(by_lanczos) >= 2 * 11 and not set(by_lanczos) & set(by_svd)
-    assert sorted(by_lanczos + by_svd) == sorted(2 * [(k, k) for k in range(m, n, m)])
-    assert (actual - realised_matrix(get_hankel_svds)).abs().max() < 1e-6
+    actual = realised_matrix(smallest_size=1)
+    # Blocks with a side of up to 6 (d + 5) = 48 are always decomposed.
+    nb_large = 2 * sum(48 < min(len(matrix) - row, column) for row, column in zip(range(150), range(150)))
+    if how != "either":
+        is_square = matrix.shape[0] == matrix.shape[1]
+        assert not is_square or len(decomposed) == 2 * 149 - (nb_large if how == "together" else 0)
+    assert_equal(actual, realised_matrix(smallest_size=1000), 1e-8)
 
 
-def test_realisation_with_lanczos_repeats_and_takes_no_global_state():
-    T = random_batch(100, 100)
+def test_realisation_repeats_and_takes_no_global_state():
+    T, dims = random_batch(100, 100), get_stage_dims(100, 100, 1)
 
     def realised():
-        return realise(T, *stage_sizes(100), 2,
-                       hankel_svds=partial(get_hankel_svds_of_random_matrix, smallest_size=1))
+        return realise(T, *dims, 2, hankel_svds=partial(get_hankel_svds, smallest_size=1))
 
     first = realised()
     torch.rand(7)
@@ -190,10 +225,10 @@ def test_realisation_restores_the_number_of_threads_even_if_it_fails():
         raise ArithmeticError
 
     torch.set_num_threads(3)
-    realise(random_batch(6, 6), *stage_sizes(6), 1)
+    realise(random_batch(6, 6), *get_stage_dims(6, 6, 1), 1)
     assert torch.get_num_threads() == 3
     with pytest.raises(ArithmeticError):
-        realise(random_batch(6, 6), *stage_sizes(6), 1, hankel_svds=fail)
+        realise(random_batch(6, 6), *get_stage_dims(6, 6, 1), 1, hankel_svds=fail)
     assert torch.get_num_threads() == 3
 
 
@@ -220,29 +255,34 @@ def test_paper_initialisation_realises_a_glorot_uniform_matrix():
 
 
 @pytest.mark.parametrize("initialisation", ["realisation", "direct"])
-@pytest.mark.parametrize("n, d, m", [(13, 3, 1), (24, 5, 2), (30, 4, 10), (140, 2, 1)])
-def test_blocks_off_the_diagonal_have_rank_statespace_dim(n, d, m, initialisation):
+@pytest.mark.parametrize("n, outputs, d, m", [(13, 13, 3, 1), (24, 24, 5, 2), (30, 30, 4, 10), (31, 17, 3, 1)])
+def test_blocks_off_the_diagonal_have_rank_statespace_dim(n, outputs, d, m, initialisation):
     torch.manual_seed(0)
-    T = dense_matrix(SemiseparableLayer(n, d, m, initialisation=initialisation, dtype=torch.float64)).detach()
+    T = dense_matrix(SemiseparableLayer(n, d, m, output_size=outputs, initialisation=initialisation,
+                                        dtype=torch.float64)).detach()
+    inputs, outs = get_stage_dims(n, outputs, m)
     ranks = []
-    for k in range(1, n // m, 1 if n < 100 else 7):
-        for block in (T[k * m:, :k * m], T[:k * m, k * m:]):
+    for k in range(1, len(inputs)):
+        row, column = sum(outs[:k]), sum(inputs[:k])
+        for block in (T[row:, :column], T[:row, column:]):
             ranks.append(torch.linalg.matrix_rank(block, rtol=1e-10).item())
             assert ranks[-1] <= d
     assert max(ranks) == d  # not because the matrix is zero
     assert torch.linalg.matrix_rank(T) > d
 
 
-@pytest.mark.parametrize("d", [1, 5])
-@pytest.mark.parametrize("n, nb_realisations", [(50, 30), (200, 4)])
-def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, nb_realisations, d):
+@pytest.mark.parametrize("n, outputs, d, nb_realisations", [(50, 50, 1, 30), (50, 50, 5, 30), (200, 200, 5, 4),
+                                                            (90, 40, 3, 20)])
+def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, outputs, d, nb_realisations):
     torch.manual_seed(0)
+    inputs, outs = get_stage_dims(n, outputs, 1)
+    off_diagonal = 1 - torch.block_diag(*(torch.ones(rows, columns) for rows, columns in zip(outs, inputs)))
 
     def mean_square_entry(initialisation, nb_layers):
         total = 0
         for _ in range(nb_layers):
-            T = SemiseparableLayer(n, d, initialisation=initialisation).to_matrix().detach()
-            total += (T.square().sum() - T.diag().square().sum()).item() / (n * (n - 1)) / nb_layers
+            T = SemiseparableLayer(n, d, output_size=outputs, initialisation=initialisation).to_matrix().detach()
+            total += ((T * off_diagonal).square().sum() / off_diagonal.sum()).item() / nb_layers
         return total
 
     # One direct layer scatters by about 20 % at n = 50, d = 1: the mean over 200 of them by 1.5 %.
@@ -261,3 +301,41 @@ def test_same_seed_gives_the_same_parameters_and_another_seed_others(initialisat
     # A seed means the same layer in any dtype.
     for a, b in zip(parameters(0), parameters(0, dtype=torch.float64)):
         assert_equal(b.float(), a, 1e-6)
+
+
+@pytest.mark.parametrize("initialisation", ["realisation", "direct", "zeros"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_reset_parameters_draws_what_a_new_layer_has(initialisation, bias):
+    def new_layer(seed):
+        torch.manual_seed(seed)
+        return SemiseparableLayer(20, 2, output_size=11, bias=bias, initialisation=initialisation)
+
+    expected, layer = new_layer(3), new_layer(4)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(7)
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    assert list(layer.state_dict()) == [*STATE_MATRICES] + ["bias"] * bias
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in layer.state_dict().items())
+
+
+# ---- from_linear ----
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_linear_is_the_same_map_when_states_are_large_enough(bias):
+    linear = nn.Linear(12, 7, bias=bias, dtype=torch.float64)
+    layer = SemiseparableLayer.from_linear(linear, 6)
+    u = random_batch(5, 12)
+    assert_equal(layer(u), linear(u))
+    assert (layer.bias is None) == (not bias) and layer.training
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+    assert SemiseparableLayer.from_linear(nn.Linear(12, 8), 2, 4).inputoutput_dim == 4
+
+
+def test_from_linear_keeps_dtype_mode_and_what_is_frozen():
+    linear = nn.Linear(6, 6, dtype=torch.bfloat16).eval()
+    linear.weight.requires_grad_(False)
+    layer = SemiseparableLayer.from_linear(linear, 2)
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16} and not layer.training
+    assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["bias"]
