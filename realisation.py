@@ -1,0 +1,1 @@
+"""From a dense matrix to the stages of an SSS matrix."""
