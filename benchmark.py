@@ -8,28 +8,22 @@ trains every combination of the hyperparameters below, prints a table and leaves
 """
 
 import hashlib
-import os
-import signal
 import sys
-import threading
 import time
-from contextlib import ExitStack, contextmanager
-from numbers import Real
+from contextlib import closing
 from pathlib import Path
 
-import joblib
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from joblib.externals.loky import get_reusable_executor
-from tqdm import tqdm
 
-from benchmark_results import ResultsFile, Run, get_environment
-from checks import check_choice, check_device, check_positive_integers
+from benchmark_results import ResultsFile, get_environment
+from checks import (check_choice, check_device, check_distinct, check_integers, check_positive_integers,
+                    check_shares, to_plain_data)
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
-from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters,
-                            train_model)
+from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
+from parallel_runs import Interrupted, describe, interrupts_as_exceptions, make_runs, open_cluster, progress
 from plot_results import format_summary_table, plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
@@ -67,12 +61,21 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
+
+def get_hyperparameters():
+    """{name: value} of the variables above; nothing below reads them in another way."""
+    return dict(
+        dataset_loading_functions=dataset_loading_functions, model_names=model_names, nb_iterations=nb_iterations,
+        nb_neurons_list=nb_neurons_list, training_set_shares=training_set_shares, learning_rate=learning_rate,
+        batch_size=batch_size, use_Adam=use_Adam, patience=patience, min_accuracy_improvement=min_accuracy_improvement,
+        min_number_training_epochs=min_number_training_epochs, max_number_training_epochs=max_number_training_epochs,
+        initialisation=initialisation, seed=seed, datasets_folder=datasets_folder, device=device, nb_jobs=nb_jobs,
+        nb_threads_per_run=nb_threads_per_run, joblib_backend=joblib_backend,
+        dask_scheduler_address=dask_scheduler_address, result_file=result_file)
+
+
 TRAINING_HYPERPARAMETERS = ("learning_rate", "batch_size", "use_Adam", "min_accuracy_improvement", "patience",
-                            "min_number_training_epochs", "max_number_training_epochs")
-RESULT_HYPERPARAMETERS = (
-    "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", *TRAINING_HYPERPARAMETERS,
-    "initialisation", "seed", "datasets_folder", "device", "nb_jobs", "nb_threads_per_run", "joblib_backend",
-    "dask_scheduler_address")
+                            "min_number_training_epochs", "max_number_training_epochs")  # what train_model takes
 
 # results key -> (net for vectors, net for images, extra arguments)
 MODEL_FAMILIES = {
@@ -82,24 +85,26 @@ MODEL_FAMILIES = {
 }
 
 FOLDER = Path(__file__).resolve().parent
-MODEL_FILES = [FOLDER / f"{name}.py"
-               for name in ("checks", "standardmodels", "semiseparablemodels", "rank1models", "model_training")]
+# What a cluster's workers import, each file after those that it imports itself.
+WORKER_FILES = [FOLDER / f"{name}.py" for name in (
+    "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
+    "rank1models", "model_training", "datasets", "benchmark")]
+SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
 
 
 def main():
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
-    path = FOLDER / result_file
     try:
-        hyperparameters = check_hyperparameters()
+        hyperparameters = check_hyperparameters(get_hyperparameters())
+        path = FOLDER / hyperparameters.pop("result_file")
+        loading_functions = hyperparameters.pop("dataset_loading_functions")
         with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
-            environment = get_environment(device, [FOLDER / "benchmark.py", FOLDER / "datasets.py", *MODEL_FILES])
-            results_file = ResultsFile(path, hyperparameters, environment)
-            print(f"{path.name}: {results_file.message}", flush=True)
-            try:
-                with worker_cluster():
-                    run_sweep(results_file, hyperparameters)
-            finally:
-                results_file.close()
+            environment = get_environment(hyperparameters["device"], SOURCE_FILES)
+            with closing(ResultsFile(path, hyperparameters, environment)) as results_file:
+                print(f"{path.name}: {results_file.message}", flush=True)
+                with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
+                                  hyperparameters["dask_scheduler_address"], WORKER_FILES) as cluster:
+                    run_sweep(results_file, loading_functions, hyperparameters, cluster)
     except Timeout:
         return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
     except OSError as problem:
@@ -118,15 +123,14 @@ def main():
     return 1 if results["failures"] else 0
 
 
-def run_sweep(results_file, hyperparameters):
+def run_sweep(results_file, loading_functions, hyperparameters, cluster):
     """Train all that results_file misses, one dataset after the other, and record what comes of it."""
-    for load_data in dataset_loading_functions:
-        dataset = get_dataset_name_for_loading_function(load_data)
+    for dataset, load_data in loading_functions.items():
         runs = [run for run in results_file.missing_runs if run.dataset == dataset]
         if not runs:
             continue
         try:
-            data = load_shuffled_data(load_data)
+            data = load_shuffled_data(dataset, load_data, hyperparameters)
         except Exception as problem:  # the other datasets go on
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)
@@ -138,18 +142,18 @@ def run_sweep(results_file, hyperparameters):
                 results_file.add_failure(reason, dataset, share)
                 report_error(reason, 1)
                 runs = [run for run in runs if run.share != share]
-        for run, result in progress(execute(runs, data, hyperparameters), runs):
+        results = make_runs(train_run, runs, data, hyperparameters, hyperparameters["nb_jobs"], cluster)
+        for run, result in progress(results, runs, dataset):
             if isinstance(result, dict):
                 results_file.add(run, result)
             else:
                 results_file.add_failure(result, *run)
 
 
-def load_shuffled_data(load_data):
+def load_shuffled_data(dataset, load_data, hyperparameters):
     """X_train, y_train, X_test, y_test of a dataset; the training data shuffled once, so that shares are nested."""
-    (X_train, y_train), (X_test, y_test) = load_data(FOLDER / datasets_folder)
-    shuffle = np.random.default_rng(derive_seed(seed, get_dataset_name_for_loading_function(load_data)))
-    order = shuffle.permutation(len(X_train))
+    (X_train, y_train), (X_test, y_test) = load_data(FOLDER / hyperparameters["datasets_folder"])
+    order = np.random.default_rng(derive_seed(hyperparameters["seed"], dataset)).permutation(len(X_train))
     return X_train[order], y_train[order], X_test, y_test
 
 
@@ -162,11 +166,14 @@ def train_run(run, data, hyperparameters):
     torch.set_num_threads(hyperparameters["nb_threads_per_run"])
     X_train, y_train, X_test, y_test = data
     nb_samples = int(run.share * len(X_train))
+    nb_classes = int(max(y_train.max(), y_test.max())) + 1
     net_for_vectors, net_for_images, arguments = MODEL_FAMILIES[run.model_name]
-    net, input_size = (net_for_vectors, X_train.shape[1]) if X_train.ndim == 2 else (net_for_images, X_train.shape[1:])
+    if X_train.ndim == 2:
+        net, input_size = net_for_vectors, X_train.shape[1]
+    else:
+        net, input_size = net_for_images, X_train.shape[1:]
     if arguments:  # SSS layers have a choice here
         arguments = {**arguments, "initialisation": hyperparameters["initialisation"]}
-    nb_classes = int(max(y_train.max(), y_test.max())) + 1
     initial_weights_seed = derive_seed(hyperparameters["seed"], *run)
     # The same for all families and widths, so that they are compared on the same splits.
     split_seed = derive_seed(hyperparameters["seed"], run.dataset, run.share, run.iteration)
@@ -174,15 +181,13 @@ def train_run(run, data, hyperparameters):
     model = net(input_size, nb_classes, run.nb_neurons, **arguments).to(hyperparameters["device"])
 
     start = time.perf_counter()
-    histories = train_model(
-        model, X_train[:nb_samples], y_train[:nb_samples], seed=split_seed,
-        **{name: hyperparameters[name] for name in TRAINING_HYPERPARAMETERS})
+    histories = train_model(model, X_train[:nb_samples], y_train[:nb_samples], seed=split_seed,
+                            **{name: hyperparameters[name] for name in TRAINING_HYPERPARAMETERS})
     training_time = time.perf_counter() - start
     test_loss, test_accuracy = get_loss_and_accuracy(model, X_test, y_test)
     return {**dict(zip(("training_loss_history", "accuracy_history", "val_accuracy_history"), histories)),
-            "test_loss": test_loss, "test_accuracy": test_accuracy,
-            "nb_model_parameters": get_nb_model_parameters(model),
-            "training_time": training_time, "seed": initial_weights_seed}
+            "test_loss": test_loss, "test_accuracy": test_accuracy, "training_time": training_time,
+            "nb_model_parameters": get_nb_model_parameters(model), "seed": initial_weights_seed}
 
 
 def derive_seed(*identity):
@@ -190,178 +195,29 @@ def derive_seed(*identity):
     return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:4], "little")
 
 
-def check_hyperparameters():
-    """{name: plain value} of all hyperparameters; ValueError for the first that cannot work."""
-    def plain(value):  # NumPy's numbers and pathlib's paths work as hyperparameters, but are no plain data
-        return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
-
+def check_hyperparameters(hyperparameters):
+    """The same as plain data, loading functions by name (dict); ValueError for the first one that cannot work."""
+    checked = {name: to_plain_data(value) for name, value in hyperparameters.items()}
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
-        values = globals()[name]
-        if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
-            raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}")
-    hyperparameters = {"dataset_names": [get_dataset_name_for_loading_function(f) for f in dataset_loading_functions],
-                       **{name: plain(globals()[name]) for name in RESULT_HYPERPARAMETERS}}
-    for model_name in model_names:
-        if model_name not in MODEL_FAMILIES:
-            raise ValueError(f"unknown model name {model_name!r}, known are {', '.join(MODEL_FAMILIES)}")
-    for share in training_set_shares:
-        if not isinstance(share, Real) or not 0 < share <= 1:
-            raise ValueError(f"training_set_shares must be numbers in (0, 1], got {share!r}")
-    for nb_neurons in nb_neurons_list:
+        check_distinct(name, checked[name])
+    for model_name in checked["model_names"]:
+        check_choice("model_names", model_name, list(MODEL_FAMILIES))
+    for nb_neurons in checked["nb_neurons_list"]:
         check_positive_integers(nb_neurons_list=nb_neurons)
-    # Equal values of other types, such as 1 and 1.0, are the same runs and must have the same seeds.
-    hyperparameters["model_names"] = [str(name) for name in model_names]
-    hyperparameters["training_set_shares"] = [float(share) for share in training_set_shares]
-    hyperparameters["nb_neurons_list"] = [int(nb_neurons) for nb_neurons in nb_neurons_list]
-    check_positive_integers(nb_iterations=nb_iterations, nb_threads_per_run=nb_threads_per_run)
-    check_training_hyperparameters(learning_rate, batch_size, min_accuracy_improvement, patience,
-                                   min_number_training_epochs, max_number_training_epochs)
-    check_choice("use_Adam", use_Adam, (True, False))
-    check_choice("initialisation", initialisation, ("realisation", "direct"))
-    check_choice("joblib_backend", joblib_backend, ("loky", "dask"))
-    if nb_jobs != -1:
-        check_positive_integers(nb_jobs=nb_jobs)
-    hyperparameters["device"] = check_device(device)
-    return hyperparameters
-
-
-# ---- many runs at a time ----
-
-def execute(runs, data, hyperparameters):
-    """Train runs in parallel; iterate over (run, result dict, or the reason why there is none) as they end."""
-    unfinished, started = list(runs), []
-
-    def train_in_parallel(runs, nb_processes):
-        def tasks():
-            for run in runs:
-                started.append(run)
-                yield joblib.delayed(train_run_in_worker)(tuple(run), data, hyperparameters, os.getpid())
-
-        # Without batches and stock, a worker that is killed takes no other runs with it than those in hand.
-        parallel = joblib.Parallel(nb_processes, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
-        for run, result in parallel(tasks()):
-            unfinished.remove(run)
-            yield Run(*run), result
-
-    with joblib.parallel_config(joblib_backend, **({"scatter": list(data)} if joblib_backend == "dask" else {})):
-        while unfinished:
-            try:
-                yield from train_in_parallel(list(unfinished), nb_jobs)
-            except Exception:  # train_run_in_worker raises none: a worker was killed, and the runs in hand are lost
-                in_hand = [run for run in started if run in unfinished]
-                if not in_hand:
-                    raise
-                # Tried again one by one, so that only the run that kills its worker can fail. Two jobs, as joblib
-                # would take this very process for one.
-                for run in in_hand:
-                    try:
-                        yield from train_in_parallel([run], 2)
-                    except Exception as problem:
-                        unfinished.remove(run)
-                        yield run, f"its worker process died twice: {describe(problem)}"
-
-
-def train_run_in_worker(run, data, hyperparameters, main_process):
-    """(run, result dict of train_run, or the reason why there is none)"""
-    if os.getpid() != main_process:
-        prepare_worker(main_process)
-    try:
-        return run, train_run(Run(*run), data, hyperparameters)
-    except Exception as problem:
-        return run, describe(problem)
-
-
-def prepare_worker(main_process):
-    """Leave Ctrl-C to the main process, and end with it even if that is killed."""
-    # Dask runs trainings in threads of processes that look after themselves.
-    if threading.current_thread() is threading.main_thread() and os.getppid() == main_process:
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # the first run of this worker
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            threading.Thread(target=exit_when_orphaned, args=(main_process,), daemon=True).start()
-
-
-def exit_when_orphaned(parent_process):
-    while os.getppid() == parent_process:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-@contextmanager
-def worker_cluster():
-    """The Dask cluster that the sweep runs on, if it does."""
-    if joblib_backend != "dask":
-        yield
-        return
-    try:
-        from dask.distributed import Client, LocalCluster, UploadFile
-    except ImportError as problem:
-        raise ImportError('joblib_backend = "dask" needs Dask: pip install "dask[distributed]"') from problem
-    nb_workers = os.cpu_count() if nb_jobs == -1 else nb_jobs
-    with ExitStack() as stack:
-        try:
-            cluster = dask_scheduler_address or stack.enter_context(
-                LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None))
-            client = stack.enter_context(Client(cluster))
-        except OSError as problem:
-            raise ValueError(
-                f"no Dask cluster at dask_scheduler_address {dask_scheduler_address!r}: {problem}") from problem
-        for file in MODEL_FILES:  # the workers of a cluster need not share a folder with this script
-            client.register_plugin(UploadFile(str(file)), name=file.name)
-        yield
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, or a request to terminate; no Exception, as nothing but `main` may handle it."""
-
-    def __init__(self, signal_number):
-        self.signal_number = signal_number
-
-
-@contextmanager
-def interrupts_as_exceptions():
-    """Raise Interrupted in the main thread for the first SIGINT or SIGTERM; what follows then is not disturbed."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def interrupt(signal_number, frame):
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        raise Interrupted(signal_number)
-
-    previous = [signal.signal(number, interrupt) for number in signals]
-    try:
-        yield
-    except Interrupted:
-        # joblib may wait for trainings that have not ended; nobody needs them any more.
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        raise
-    finally:
-        for number, handler in zip(signals, previous):
-            signal.signal(number, handler)
-
-
-# ---- messages ----
-
-def progress(results, runs):
-    """Pass (run, result) on and show how far the runs are: a bar on a terminal, else at most a line per minute."""
-    unfinished, start, last_line = dict.fromkeys(runs), time.monotonic(), time.monotonic()
-    with tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        bar.set_description(str(next(iter(unfinished), "")))
-        for run, result in results:
-            unfinished.pop(run)
-            nb_done = len(runs) - len(unfinished)
-            bar.update()
-            bar.set_description(str(next(iter(unfinished), "")))  # the oldest one in hand
-            if not isinstance(result, dict):
-                bar.write(f"{run} failed: {result}", file=sys.stderr)
-            if bar.disable and (time.monotonic() - last_line >= 60 or not unfinished):
-                last_line = time.monotonic()
-                time_left = tqdm.format_interval((last_line - start) / nb_done * len(unfinished))
-                print(f"{nb_done} of {len(runs)} runs on {run.dataset}, {time_left} left", flush=True)
-            yield run, result
-
-
-def describe(problem):
-    return f"{type(problem).__name__}: {problem}"
+    for share in checked["training_set_shares"]:
+        check_shares(training_set_shares=share)
+    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
+    check_positive_integers(nb_iterations=checked["nb_iterations"], nb_threads_per_run=checked["nb_threads_per_run"],
+                            nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"])
+    check_integers(seed=checked["seed"])
+    check_choice("use_Adam", checked["use_Adam"], (True, False))
+    check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
+    check_choice("joblib_backend", checked["joblib_backend"], ("loky", "dask"))
+    checked["device"] = check_device(checked["device"])
+    checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
+    checked["dataset_loading_functions"] = {get_dataset_name_for_loading_function(load_data): load_data
+                                            for load_data in checked["dataset_loading_functions"]}
+    return {**checked, "dataset_names": list(checked["dataset_loading_functions"])}
 
 
 def report_error(message, exit_status):

@@ -4,7 +4,9 @@ value and what would do instead.
 
 import math
 from numbers import Integral, Real
+from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -14,6 +16,13 @@ def check_positive_integers(**sizes):
         # numbers.Integral rather than int: sizes often come from NumPy arrays.
         if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
+def check_integers(**values):
+    """Each named value is an integer."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
 def check_finite_numbers(**values):
@@ -30,10 +39,30 @@ def check_finite(**tensors):
             raise ValueError(f"{name} has entries that are complex, NaN or infinite")
 
 
+def check_shares(**values):
+    """Each named value is a number in (0, 1]."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+
+
 def check_choice(name, value, choices):
     """The value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_distinct(name, values):
+    """The values are a list or tuple of one entry or more, none of them twice."""
+    if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
+        raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}")
+
+
+def to_plain_data(value):
+    """A hyperparameter without the types that work as well: NumPy's numbers, pathlib's paths, and tuples."""
+    if isinstance(value, (list, tuple)):
+        return [to_plain_data(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
 
 
 def check_device(device):
