@@ -3,11 +3,14 @@ the layer's own recursion, which is held against that matrix first."""
 
 import copy
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import semiseparablemodels
 from model_training import get_nb_model_parameters
@@ -174,6 +177,46 @@ def test_padding_of_a_fresh_layer_is_zero(n, d, m, initialisation):
         assert layer.padding_sizes.get(name, 0) == is_padding.sum()
 
 
+def disturb(layer):
+    """Anything in the padding, as in-place initialisations and noise put there."""
+    with torch.no_grad():
+        for name, is_padding in padding_of(layer).items():
+            getattr(layer, name)[is_padding] = float("nan")
+    return layer
+
+
+@EVERY_CHUNKING
+@pytest.mark.parametrize("n, outputs, d, m", [(22, 22, 3, 1), (24, 24, 5, 2), (22, 13, 3, 1), (5, 17, 2, 1)])
+def test_what_stands_in_the_padding_changes_nothing(n, outputs, d, m, chunk_size, set_chunks):
+    set_chunks(chunk_size)
+    layer = make_layer(n, d, m, output_size=outputs)
+    disturbed = disturb(copy.deepcopy(layer))
+    u, cotangent = random_batch(5, n), random_batch(5, outputs, seed=2)
+    expected = outputs_and_gradients(layer, layer, u, cotangent)
+    for function in (disturbed, disturbed.recursion):
+        actual = outputs_and_gradients(disturbed, function, u, cotangent)
+        for name in expected:
+            assert_equal(actual[name], expected[name])
+
+
+def test_weight_norm_pruning_and_noise_leave_the_layer_what_it_is():
+    layer = make_layer(22, 3)
+    expected, u = layer.recursion(random_batch(5, 22)), random_batch(5, 22)
+    nb_parameters = get_nb_model_parameters(layer)
+    pruned = prune.l1_unstructured(copy.deepcopy(layer), "A", amount=0.)
+    assert_equal(pruned(u), expected)
+    assert get_nb_model_parameters(pruned) == nb_parameters
+    normed = weight_norm(copy.deepcopy(layer), "A")
+    assert_equal(normed(u), expected)
+    assert get_nb_model_parameters(normed) == nb_parameters + len(normed.parametrizations.A.original0)
+    normed(u).sum().backward()
+    assert torch.isfinite(normed.parametrizations.A.original1.grad[1:-1]).all()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert_outputs_and_gradients_equal(layer, layer, by_definition(layer))
+
+
 # ---- sizes and number of parameters ----
 
 @pytest.mark.parametrize("n, d, m, expected", [
@@ -192,8 +235,14 @@ def test_number_of_parameters_follows_the_formula(n, d, m):
     dims = [min(d, k * m, (K - k) * m) for k in range(K + 1)]
     formula = (K * m ** 2 + 4 * m * sum(dims[k] for k in range(1, K))
                + 2 * sum(dims[k] * dims[k + 1] for k in range(1, K - 1)) + n)
-    true_entries = sum(rows * columns for shapes in true_shapes(layer).values() for rows, columns in shapes)
-    assert get_nb_model_parameters(layer) == true_entries + n == formula
+    assert get_nb_model_parameters(layer) == formula
+
+
+@pytest.mark.parametrize("n, outputs, d, m", RECTANGULAR_SIZES)
+def test_number_of_parameters_is_that_of_the_true_entries(n, outputs, d, m):
+    layer = SemiseparableLayer(n, d, m, output_size=outputs, bias=False, initialisation="zeros")
+    assert get_nb_model_parameters(layer) == sum(
+        rows * columns for shapes in true_shapes(layer).values() for rows, columns in shapes)
 
 
 def test_nets_have_the_published_numbers_of_parameters():
@@ -286,3 +335,9 @@ def test_inputs_that_do_not_fit_are_named(n):
         layer(torch.zeros(5, n, dtype=torch.int64))
 
 
+def test_a_layer_with_more_parameters_than_two_dense_ones_warns_of_the_second_argument():
+    with pytest.warns(UserWarning, match="more than twice.*keyword output_size"):
+        SemiseparableLayer(78, 25, initialisation="zeros")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SemiseparableLayer(78, 5, output_size=25, initialisation="zeros")
