@@ -63,7 +63,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
                  else torch.optim.SGD(model.parameters(), lr=learning_rate))
     shuffles = torch.Generator().manual_seed(seed)
     pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X)
-    is_one_batch = batch_size >= nb_training and is_same_in_training
+    is_one_batch = bool(batch_size >= nb_training and is_same_in_training)
     training_loss_history, accuracy_history, val_accuracy_history = [], [], []
     if is_one_batch:
         evaluate(model, X, y, nb_training, pass_size, add_gradients=True)
@@ -73,7 +73,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
             optimizer.step()
         else:
             train_epoch(model, X[:nb_training], y[:nb_training], optimizer, batch_size, shuffles,
-                        pass_size if is_same_in_training else batch_size)  # batch statistics need the whole batch
+                        pass_size if is_same_in_training else int(batch_size))  # statistics are of a whole batch
         optimizer.zero_grad()
         loss, accuracy, val_accuracy = evaluate(model, X, y, nb_training, pass_size, add_gradients=is_one_batch)
         if not math.isfinite(loss):

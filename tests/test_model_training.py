@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
 
+import model_training
 from model_training import (_is_finished, get_accuracy_score, get_loss, get_loss_and_accuracy,
                             get_nb_model_parameters, train_model)
 from rank1models import Rank1THLFFNN
@@ -22,7 +23,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NB_CLASSES = 3
 FAMILIES = pytest.mark.parametrize("make", [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN])
-MANY_SAMPLES = 20_000  # too many for one pass without gradients, which takes 10 000 at most
+PASS_SIZE = 16  # so that batches of 34 samples and evaluations of 40 take several passes
+
+
+@pytest.fixture(autouse=True)
+def small_passes(monkeypatch):
+    monkeypatch.setattr(model_training, "SMALLEST_PASS", PASS_SIZE)
+    monkeypatch.setattr(model_training, "PASS_BYTES", {"cpu": 1, "cuda": 1})
 
 
 def make_data(nb_samples=40, nb_features=5):
@@ -111,8 +118,8 @@ CASES = {
     "sixteen of 101 samples to validate": dict(nb_samples=101, batch_size=7),
     "one hidden neuron": dict(hidden_layer_size=1),  # an SSS layer with one stage has states without entries
     "two hidden neurons": dict(hidden_layer_size=2),
-    "many samples in batches": dict(nb_samples=MANY_SAMPLES, batch_size=9000, max_number_training_epochs=2),
-    "many samples in one batch": dict(nb_samples=MANY_SAMPLES, batch_size=10 ** 6, max_number_training_epochs=2),
+    "batches of several passes": dict(nb_samples=101, batch_size=40),
+    "one batch of many passes": dict(nb_samples=101, batch_size=10 ** 6),
 }
 
 
@@ -230,11 +237,12 @@ def test_training_runs_on_the_device_of_the_model():
 # ---- evaluation ----
 
 def test_evaluation_is_in_evaluation_mode_without_gradients_and_in_parts():
-    net, (X, y), sizes = make_net_with(nn.Dropout(0.9)), make_data(MANY_SAMPLES), []
+    net, (X, y), sizes = make_net_with(nn.Dropout(0.9)), make_data(), []
     y_pred = net.eval()(torch.from_numpy(X).double()).detach()
 
     def record(net, inputs):
-        assert torch.is_grad_enabled() == net.training
+        if not net.training and len(inputs[0]) > 2:  # two samples tell what a pass keeps for the backward one
+            assert not torch.is_grad_enabled()
         if not net.training:
             sizes.append(len(inputs[0]))
 
@@ -246,7 +254,7 @@ def test_evaluation_is_in_evaluation_mode_without_gradients_and_in_parts():
         assert type(accuracy) is float and accuracy == get_accuracy_score(y, y_pred)
         assert get_loss_and_accuracy(net, torch.from_numpy(X), torch.from_numpy(y)) == (loss, accuracy)
     train(net, (X, y))
-    assert max(sizes) <= 10_000
+    assert max(sizes) == PASS_SIZE
 
 
 def test_loss_is_cross_entropy_of_the_softmax_of_the_probabilities():
