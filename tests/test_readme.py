@@ -1,0 +1,29 @@
+"""What README.md shows of the layer runs in a folder with exactly the files that it names."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def test_the_layer_runs_in_a_folder_with_exactly_the_files_that_the_readme_names(tmp_path):
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## The layer in your own net\n")[1].split("\n## ")[0]
+    files = re.findall(r"`(\w+\.py)`", re.search(r"Copy .* into your project", section, re.DOTALL)[0])
+    for file in files:
+        shutil.copy(PROJECT / file, tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)) + """
+import sys
+from pathlib import Path
+assert y.shape == (32, 10) and layer.to_matrix().shape == (128, 128)
+print(*sorted({Path(m.__file__).name for m in sys.modules.values() if str(Path.cwd()) in str(getattr(m, "__file__", ""))}))
+"""
+    (tmp_path / "example.py").write_text("import os, sys\nsys.path.insert(0, os.getcwd())\n" + code, encoding="utf-8")
+    output = subprocess.run([sys.executable, "-I", "example.py"], cwd=tmp_path, check=True, text=True,
+                            stdout=subprocess.PIPE).stdout.splitlines()
+    dropped, error = (float(re.search(r"[\d.]+", line)[0]) for line in output[:2])
+    assert 0.3 < dropped < error < 1  # a matrix drawn at random does not compress
+    assert output[2].split() == sorted([*files, "example.py"])  # none is missing, none is superfluous
