@@ -13,6 +13,11 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from parallel_runs import Interrupted, describe, interrupts_as_exceptions, make_runs, open_cluster, start_fork_server
+
+if __name__ == "__main__":  # so that workers are forks of a process that imports these while this one does
+    start_fork_server(["torch._dynamo", "sklearn.model_selection"])
+
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
@@ -23,7 +28,6 @@ from checks import (check_choice, check_device, check_distinct, check_integers, 
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
-from parallel_runs import Interrupted, describe, interrupts_as_exceptions, make_runs, open_cluster, progress
 from plot_results import format_summary_table, plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
@@ -85,8 +89,7 @@ MODEL_FAMILIES = {
 }
 
 FOLDER = Path(__file__).resolve().parent
-# What a cluster's workers import, each file after those that it imports itself.
-WORKER_FILES = [FOLDER / f"{name}.py" for name in (
+WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
     "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
     "rank1models", "model_training", "datasets", "benchmark")]
 SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
@@ -142,8 +145,8 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
                 results_file.add_failure(reason, dataset, share)
                 report_error(reason, 1)
                 runs = [run for run in runs if run.share != share]
-        results = make_runs(train_run, runs, data, hyperparameters, hyperparameters["nb_jobs"], cluster)
-        for run, result in progress(results, runs, dataset):
+        results = make_runs(train_run, runs, data, hyperparameters, hyperparameters["nb_jobs"], cluster, dataset)
+        for run, result in results:
             if isinstance(result, dict):
                 results_file.add(run, result)
             else:
@@ -158,10 +161,9 @@ def load_shuffled_data(dataset, load_data, hyperparameters):
 
 
 def train_run(run, data, hyperparameters):
-    """One training and its test: the entry of the results dict, see README.md.
+    """One training on data of load_shuffled_data, and its test: the entry of the results dict, see README.md.
 
     :param run: its identity; with the seed alone it determines everything random
-    :param data: see load_shuffled_data
     """
     torch.set_num_threads(hyperparameters["nb_threads_per_run"])
     X_train, y_train, X_test, y_test = data
@@ -204,8 +206,7 @@ def check_hyperparameters(hyperparameters):
         check_choice("model_names", model_name, list(MODEL_FAMILIES))
     for nb_neurons in checked["nb_neurons_list"]:
         check_positive_integers(nb_neurons_list=nb_neurons)
-    for share in checked["training_set_shares"]:
-        check_shares(training_set_shares=share)
+    check_shares("training_set_shares", checked["training_set_shares"])
     check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
     check_positive_integers(nb_iterations=checked["nb_iterations"], nb_threads_per_run=checked["nb_threads_per_run"],
                             nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"])

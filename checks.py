@@ -39,9 +39,9 @@ def check_finite(**tensors):
             raise ValueError(f"{name} has entries that are complex, NaN or infinite")
 
 
-def check_shares(**values):
-    """Each named value is a number in (0, 1]."""
-    for name, value in values.items():
+def check_shares(name, values):
+    """The values are numbers in (0, 1]."""
+    for value in values:
         if not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(f"{name} must be in (0, 1], got {value!r}")
 

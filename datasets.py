@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 # torchvision is imported in the three functions that need it: it costs seconds and hundreds of megabytes, and
 # neither the digits nor UCI files that are already there need it.
@@ -89,6 +87,8 @@ def load_hand_posture_data(datasets_folder="datasets/", *, random_state=0):
         records, y int64 0 ... 4
     :raises ValueError, FileNotFoundError, PermissionError: as load_pendigits_data
     """
+    from sklearn.model_selection import train_test_split
+
     X, y = _load_files("hand_posture", datasets_folder, _read_hand_posture)
     X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_state=random_state)
     return (X_train, y_train), (X_test, y_test)
@@ -129,6 +129,9 @@ def load_digits_data(datasets_folder="datasets/", *, random_state=0):
     :param random_state: seed of the split, which puts 20 % of each class into the test data
     :return: (X_train, y_train), (X_test, y_test): X float32 (1437, 64) and (360, 64), y int64 0 ... 9
     """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     X, y = load_digits(return_X_y=True)
     X, y = X.astype(np.float32), y.astype(np.int64)
     X_train, X_test, y_train, y_test = train_test_split(

@@ -31,34 +31,40 @@ class WorkerDied(RuntimeError):
     """A worker process ended before its run did, killed for want of memory for example."""
 
 
-def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None):
-    """Iterate over (run, its result, or the reason (str) why there is none) as they end.
+def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="runs"):
+    """Iterate over (run, its result, or the reason (str) why there is none) as they end, and show how far they are.
 
     :param data: tuple of numeric arrays that all runs share, read-only
     :param settings: {name: value}, the same for all runs
     :param nb_jobs: runs at a time; 1: in this very process, -1: one per core, or as many as the cluster takes
     :param cluster: what open_cluster gives
+    :param title: what the runs are, in messages
     """
-    if nb_jobs == -1 and not cluster:
-        nb_jobs = joblib.cpu_count()
+    if nb_jobs == -1:
+        nb_jobs = sum(cluster.nthreads().values()) if cluster else joblib.cpu_count()
     if nb_jobs == 1 and not cluster:
-        yield from ((run, _try_run(make_run, run, data, settings)) for run in runs)
-        return
-    in_workers = partial(_in_cluster, cluster) if cluster else _in_processes
-    task = pickle.dumps((joblib.wrap_non_picklable_objects(make_run, keep_wrapper=False), settings))
+        results = ((run, _try_run(make_run, run, data, settings)) for run in runs)
+    else:
+        task = pickle.dumps((joblib.wrap_non_picklable_objects(make_run, keep_wrapper=False), settings))
+        results = _in_workers(partial(_in_cluster, cluster) if cluster else _in_processes, task, runs, data, nb_jobs)
+    return _show_progress(results, runs, nb_jobs, title)
+
+
+def _in_workers(pass_over, task, runs, data, nb_jobs):
+    """As make_runs: one pass over all runs, another over those that have lost their workers."""
     lost = []
-    for run, result in in_workers(task, runs, data, nb_jobs):
+    for run, result in pass_over(task, runs, data, nb_jobs):
         if isinstance(result, WorkerDied):
             lost.append(run)
         else:
             yield run, result
-    yield from _retry_one_by_one(in_workers, task, lost, data)
+    yield from _retry_one_by_one(pass_over, task, lost, data)
 
 
-def _retry_one_by_one(in_workers, task, lost, data):
-    """(run, result or reason) of runs that lost their workers; alone, only one that kills its own worker fails."""
+def _retry_one_by_one(pass_over, task, lost, data):
+    """As make_runs. Alone, only a run that kills its own worker fails."""
     for run in lost:
-        (_, result), = in_workers(task, [run], data, nb_jobs=1)
+        (_, result), = pass_over(task, [run], data, 1)
         yield run, f"its worker process died twice: {result}" if isinstance(result, WorkerDied) else result
 
 
@@ -81,9 +87,27 @@ def _make_run_in_worker(pickled_run, data, task):
 
 # ---- processes on this machine ----
 
+def start_fork_server(modules=()):
+    """Start the process whose forks the workers will be, unless it runs, or there is none, as on Windows.
+
+    :param modules: names (str) of what it imports, once for all workers, while this process goes on
+    """
+    if not _has_fork_server:
+        return
+    from multiprocessing import forkserver
+
+    # By default it would import the main script. On a single core it would keep this process waiting.
+    multiprocessing.set_forkserver_preload(list(modules) if joblib.cpu_count() > 1 else [])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server and its forks inherit
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _in_processes(task, runs, data, nb_jobs):
     """(run, its result, reason or WorkerDied) as they end. A worker that dies takes no run with it but its own."""
-    multiprocessing.set_forkserver_preload([])  # not the main script
+    start_fork_server()
     shared_data = [_share(array) for array in data]
     waiting, busy, idle, processes = iter(runs), {}, [], []
     try:
@@ -161,7 +185,7 @@ def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
     :param files: paths of the modules that make_run imports, each after those that it imports itself; the workers at
         scheduler_address need not share a folder with this one
     :raises ImportError: Dask is not installed
-    :raises ValueError: there is no scheduler at its address
+    :raises ValueError: there is no scheduler at its address, or it has no workers
     """
     if backend != "dask":
         yield None
@@ -176,6 +200,7 @@ def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
             cluster = scheduler_address or stack.enter_context(
                 LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None))
             client = stack.enter_context(Client(cluster))
+            client.wait_for_workers(1, timeout=60)
         except OSError as problem:
             raise ValueError(f"no Dask cluster at dask_scheduler_address {scheduler_address!r}: {problem}") from problem
         if scheduler_address:
@@ -198,7 +223,7 @@ def _in_cluster(cluster, task, runs, data, nb_jobs):
             in_hand[future] = run
             yield future
 
-    completed = as_completed(submit(None if nb_jobs == -1 else nb_jobs))
+    completed = as_completed(submit(nb_jobs))
     for future in completed:
         try:
             result = future.result()
@@ -235,22 +260,28 @@ def interrupts_as_exceptions():
             signal.signal(number, handler)
 
 
-def progress(results, runs, title):
-    """Pass (run, result) on and show how far the runs are: a bar on a terminal, else at most a line per minute."""
-    unfinished, start, last_line = dict.fromkeys(runs), time.monotonic(), time.monotonic()
-    with tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+def _show_progress(results, runs, nb_jobs, title):
+    """Pass (run, result) on; a line at the start, then a bar on a terminal, else at most a line per minute."""
+    print(f"{title}: {len(runs)} runs, {min(nb_jobs, len(runs))} at a time", flush=True)
+    unfinished, last_line, time_left = dict.fromkeys(runs), time.monotonic(), ""
+    with tqdm(total=len(runs), disable=not sys.stderr.isatty(), dynamic_ncols=True,
+              bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]") as bar:
         bar.set_description(str(next(iter(unfinished), "")))
-        for run, result in results:
-            unfinished.pop(run)
-            nb_done = len(runs) - len(unfinished)
+        for nb_done, (run, result) in enumerate(results, start=1):
+            del unfinished[run]
+            if nb_done == nb_jobs:
+                start = time.monotonic()  # the first runs have waited for their workers
+            elif nb_done > nb_jobs:
+                seconds_left = (time.monotonic() - start) / (nb_done - nb_jobs) * len(unfinished)
+                time_left = f"{tqdm.format_interval(seconds_left)} left"
+            bar.set_postfix_str(time_left, refresh=False)
+            bar.set_description(str(next(iter(unfinished), "")), refresh=False)  # the oldest one in hand
             bar.update()
-            bar.set_description(str(next(iter(unfinished), "")))  # the oldest one in hand
             if not isinstance(result, dict):
                 bar.write(f"{run} failed: {result}", file=sys.stderr)
             if bar.disable and (time.monotonic() - last_line >= 60 or not unfinished):
                 last_line = time.monotonic()
-                time_left = tqdm.format_interval((last_line - start) / nb_done * len(unfinished))
-                print(f"{nb_done} of {len(runs)} runs on {title}, {time_left} left", flush=True)
+                print(f"{title}: {nb_done} of {len(runs)} runs done{time_left and ', ' + time_left}", flush=True)
             yield run, result
 
 

@@ -67,12 +67,6 @@ def nb_finished_runs(path):
                for widths in models.values() for iterations in widths.values())
 
 
-def wait_until(condition, process):
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
 # ---- what a run depends on ----
 
 def test_results_do_not_depend_on_the_number_of_jobs(sweep, results, reference):
@@ -155,22 +149,22 @@ def test_every_family_trains_an_epoch_on_each_of_the_papers_datasets(load_data, 
 
 # ---- interruptions ----
 
-def start(code, folder):
-    """Python code that follows these preparations, as a process of its own, in a process group of its own."""
-    preparations = f"""
-import os, signal, sys, time
-from pathlib import Path
-sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
-from test_benchmark import TINY_SWEEP, benchmark, nb_finished_runs
-path = Path("benchmark_result.p").absolute()
-vars(benchmark).update(TINY_SWEEP, result_file=path)
-"""
-    return subprocess.Popen([sys.executable, "-c", preparations + code], cwd=folder, start_new_session=True, text=True,
+def start(script, folder):
+    """A script as a process of its own, in a process group of its own."""
+    return subprocess.Popen([sys.executable, script], cwd=folder, start_new_session=True, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_sweep_killed_five_times_and_resumed_equals_an_uninterrupted_one(sweep, results, tmp_path, reference, capsys):
-    process = start("""
+    (tmp_path / "script.py").write_text(f"""
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
+files = os.listdir()
+from test_benchmark import TINY_SWEEP, benchmark, nb_finished_runs
+assert os.listdir() == files  # importing the benchmark runs nothing
+path = Path("benchmark_result.p").absolute()
+vars(benchmark).update(TINY_SWEEP, result_file=path)
 for nb_before in range(5):
     child = os.fork()
     if not child:
@@ -180,22 +174,28 @@ for nb_before in range(5):
     time.sleep(0.013 * nb_before)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-""", tmp_path)
+""")
+    process = start("script.py", tmp_path)
     assert process.communicate()[1] == "" and process.returncode == 0
     assert sweep() == 0
     assert "starting afresh" not in capsys.readouterr().out and results() == reference
 
 
 def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
-    # So many epochs that there is always a run in hand.
-    process = start("""
-assert not os.listdir()  # importing the benchmark has run nothing
-vars(benchmark).update(nb_jobs=2, nb_iterations=200, max_number_training_epochs=100, min_number_training_epochs=100)
-sys.exit(benchmark.main())
-""", tmp_path)
+    for file in PROJECT.glob("*.py"):
+        (tmp_path / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    code = (tmp_path / "benchmark.py").read_text(encoding="utf-8")
+    # So many epochs that there is always a run in hand. They are edited as a user does it.
+    for name, value in {**TINY_SWEEP, "nb_jobs": 2, "nb_iterations": 200, "max_number_training_epochs": 100,
+                        "min_number_training_epochs": 100, "dataset_loading_functions": "[load_digits_data]"}.items():
+        code = re.sub(rf"^{name} = .*", f"{name} = {value}", code, flags=re.MULTILINE)
+    (tmp_path / "benchmark.py").write_text(code, encoding="utf-8")
+    process = start("benchmark.py", tmp_path)
     path = tmp_path / "benchmark_result.p"
-    wait_until(lambda: nb_finished_runs(path) >= 3, process)
-    os.killpg(process.pid, signal.SIGINT)
+    while nb_finished_runs(path) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate()  # returns when all who could write there have ended
     assert process.returncode == 130
     assert "continues the sweep" in errors and "Traceback" not in errors
@@ -317,7 +317,9 @@ def scheduler_address(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-m", "dask", *command, *arguments], cwd=folder,
                                   stderr=subprocess.DEVNULL)
                  for command in (["scheduler", "--port", "0"], ["worker", "--nthreads", "2"])]
-    wait_until((folder / "scheduler.json").exists, processes[0])
+    while not (folder / "scheduler.json").exists():
+        assert processes[0].poll() is None
+        time.sleep(0.01)
     yield json.loads((folder / "scheduler.json").read_text())["address"]
     for process in reversed(processes):
         process.terminate()

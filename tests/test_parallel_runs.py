@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import parallel_runs
-from parallel_runs import make_runs, open_cluster, progress
+from parallel_runs import make_runs, open_cluster
 
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS = [("power", exponent) for exponent in range(6)]
@@ -72,7 +72,6 @@ def make_run(run, data, settings):
         time.sleep(100)
     return {"pid": os.getpid()}
 
-print("started", flush=True)
 try:
     with parallel_runs.interrupts_as_exceptions():
         for run, result in parallel_runs.make_runs(make_run, [(i,) for i in range(9)], (), {}, 2):
@@ -91,25 +90,28 @@ def test_a_script_without_main_guard_that_is_interrupted_or_killed_leaves_no_pro
         [sys.executable, tmp_path / "script.py", start_method], env={**os.environ, "PYTHONPATH": str(PROJECT)},
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output = [process.stdout.readline() for _ in range(4)]
-    assert output[0] == "started\n" and all(int(pid) != process.pid for pid in output[1:])
+    assert output[0] == "runs: 9 runs, 2 at a time\n" and all(int(pid) != process.pid for pid in output[1:])
     # As a terminal does it, Ctrl-C reaches the workers as well.
     os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(signal_number)
     assert process.wait() == (-9 if signal_number == signal.SIGKILL else 128 + signal_number)
     assert process.communicate() == ("", "")  # returns when all who could write there have ended
 
 
-def test_progress_prints_at_most_a_line_per_minute_when_redirected(monkeypatch, capsys):
+def test_redirected_progress_is_a_line_at_the_start_and_at_most_one_per_minute(monkeypatch, capsys):
     now = [0.]
     monkeypatch.setattr(parallel_runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(parallel_runs.joblib, "cpu_count", lambda: 1)
 
-    def results():
-        for run in RUNS[:5]:
-            now[0] += 25
-            yield run, {}
+    def sleep(run, data, settings):
+        now[0] += 40 if run == RUNS[0] else 25  # the start of the first worker takes its time
+        return {}
 
-    assert list(progress(results(), RUNS[:5], "digits")) == [(run, {}) for run in RUNS[:5]]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["3 of 5 runs on digits, 00:50 left", "5 of 5 runs on digits, 00:00 left"]
+    results = make_runs(sleep, RUNS, (), {}, title="digits")
+    assert capsys.readouterr().out == ""
+    assert list(results) == [(run, {}) for run in RUNS]
+    assert capsys.readouterr().out.splitlines() == [
+        "digits: 6 runs, 1 at a time", "digits: 2 of 6 runs done, 01:40 left", "digits: 5 of 6 runs done, 00:25 left",
+        "digits: 6 of 6 runs done, 00:00 left"]
 
 
 def test_a_dask_cluster_that_is_not_there_is_named():
