@@ -1,4 +1,5 @@
-"""Many runs at a time: in processes on this machine or on a Dask cluster, with lost workers, interrupts and progress.
+"""Many runs at a time: in joblib's processes on this machine or on a Dask cluster, with lost workers, interrupts and
+progress.
 
 A run is a hashable tuple with a readable str(). What it does is the caller's business: `make_run(run, data, settings)`
 returns its result, a dict, or raises. A make_run of the script that was started, or of a notebook, is sent to the
@@ -12,29 +13,26 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+import warnings
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import wait
 from types import ModuleType
 
 import joblib
-import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend.context import set_start_method
 from tqdm import tqdm
 
-_has_fork_server = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-_context = multiprocessing.get_context("forkserver" if _has_fork_server else "spawn")
+# joblib's word on an interrupt, which is no news to who interrupts.
+warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed", UserWarning)
 _one_run_at_a_time = threading.Lock()  # also in a Dask worker with several threads: runs may draw global random numbers
-
-
-class WorkerDied(RuntimeError):
-    """A worker process ended before its run did, killed for want of memory for example."""
 
 
 def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="runs"):
     """Iterate over (run, its result, or the reason (str) why there is none) as they end, and show how far they are.
 
-    :param data: tuple of numeric arrays that all runs share, read-only
+    :param data: tuple of arrays that all runs share, read-only
     :param settings: {name: value}, the same for all runs
     :param nb_jobs: runs at a time; 1: in this very process, -1: one per core, or as many as the cluster takes
     :param cluster: what open_cluster gives
@@ -42,47 +40,31 @@ def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="r
     """
     if nb_jobs == -1:
         nb_jobs = sum(cluster.nthreads().values()) if cluster else joblib.cpu_count()
-    if nb_jobs == 1 and not cluster:
-        results = ((run, _try_run(make_run, run, data, settings)) for run in runs)
-    else:
-        task = pickle.dumps((joblib.wrap_non_picklable_objects(make_run, keep_wrapper=False), settings))
-        results = _in_workers(partial(_in_cluster, cluster) if cluster else _in_processes, task, runs, data, nb_jobs)
-    return _show_progress(results, runs, nb_jobs, title)
+    task = partial(_try_run, make_run=make_run, settings=settings, main_process=os.getpid())
+    in_workers = partial(_in_cluster, cluster, task, data) if cluster else partial(_in_processes, task, data)
+    return _show_progress(_in_one_pass_and_another(in_workers, list(runs), nb_jobs), runs, nb_jobs, title)
 
 
-def _in_workers(pass_over, task, runs, data, nb_jobs):
-    """As make_runs: one pass over all runs, another over those that have lost their workers."""
-    lost = []
-    for run, result in pass_over(task, runs, data, nb_jobs):
-        if isinstance(result, WorkerDied):
-            lost.append(run)
-        else:
-            yield run, result
-    yield from _retry_one_by_one(pass_over, task, lost, data)
+def _in_one_pass_and_another(in_workers, runs, nb_jobs):
+    """As make_runs; the runs that lose their workers in the first pass are tried again."""
+    lost = yield from in_workers(runs, nb_jobs)
+    for run in lost:  # alone, so that only one that kills its own worker fails
+        if (yield from in_workers([run], 2)):
+            yield run, "its worker process died twice: killed, or out of memory"
 
 
-def _retry_one_by_one(pass_over, task, lost, data):
-    """As make_runs. Alone, only a run that kills its own worker fails."""
-    for run in lost:
-        (_, result), = pass_over(task, [run], data, 1)
-        yield run, f"its worker process died twice: {result}" if isinstance(result, WorkerDied) else result
-
-
-def _try_run(make_run, run, data, settings):
-    """The result of a run, or the reason (str) why there is none."""
+def _try_run(run, data, make_run, settings, main_process):
+    """(run, its result, or the reason (str) why there is none)"""
+    if os.getpid() != main_process:
+        _prepare_worker()
     data = tuple(array.view() for array in data)
     for array in data:
         array.flags.writeable = False
     with _one_run_at_a_time:
         try:
-            return make_run(run, data, settings)
+            return run, make_run(run, data, settings)
         except Exception as problem:
-            return describe(problem)
-
-
-def _make_run_in_worker(pickled_run, data, task):
-    make_run, settings = pickle.loads(task)
-    return make_run(pickle.loads(pickled_run), data, settings)
+            return run, describe(problem)
 
 
 # ---- processes on this machine ----
@@ -92,10 +74,11 @@ def start_fork_server(modules=()):
 
     :param modules: names (str) of what it imports, once for all workers, while this process goes on
     """
-    if not _has_fork_server:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     from multiprocessing import forkserver
 
+    set_start_method("forkserver", force=True)
     # By default it would import the main script. On a single core it would keep this process waiting.
     multiprocessing.set_forkserver_preload(list(modules) if joblib.cpu_count() > 1 else [])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server and its forks inherit
@@ -105,73 +88,57 @@ def start_fork_server(modules=()):
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _in_processes(task, runs, data, nb_jobs):
-    """(run, its result, reason or WorkerDied) as they end. A worker that dies takes no run with it but its own."""
+def _in_processes(task, data, runs, nb_jobs):
+    """Iterate over (run, result or reason) as they end; returns the runs that were lost with a worker."""
     start_fork_server()
-    shared_data = [_share(array) for array in data]
-    waiting, busy, idle, processes = iter(runs), {}, [], []
-    try:
-        while True:
-            for run in islice(waiting, nb_jobs - len(busy)):
-                if not idle:
-                    connection, other_end = multiprocessing.Pipe()
-                    processes.append(_WorkerProcess(target=_work, args=(other_end, task, shared_data), daemon=True))
-                    processes[-1].start()
-                    other_end.close()  # so that the connection ends with the process
-                    idle.append(connection)
-                busy[idle[-1]] = run
-                with suppress(OSError):  # the worker has died meanwhile: recv finds out
-                    idle.pop().send(pickle.dumps(run))
-            if not busy:
-                return
-            for connection in wait(list(busy)):
-                try:
-                    result = connection.recv()
-                    idle.append(connection)
-                except (EOFError, OSError):
-                    result = WorkerDied("killed, or out of memory")
-                yield busy.pop(connection), result
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    lost = []
+    while runs:
+        begun, ended = [], set()
 
+        def tasks():
+            for run in runs:
+                begun.append(run)
+                yield joblib.delayed(task)(run, data)
 
-class _WorkerProcess(_context.Process):
-    """A process that does not import the main script, which may be a notebook or have no main guard."""
-
-    def start(self):
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")  # where multiprocessing looks for what to import
         try:
-            super().start()
-        finally:
-            sys.modules["__main__"] = main
+            # Without batches and stock, a worker that is killed takes no other runs with it than those in hand.
+            parallel = joblib.Parallel(nb_jobs, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
+            with _hidden_main_module():
+                results = parallel(tasks())
+            for run, result in results:
+                ended.add(run)
+                yield run, result
+        except Exception:  # a task raises none: a worker was killed
+            if ended.issuperset(begun):
+                raise
+        lost += [run for run in begun if run not in ended]
+        runs = runs[len(begun):]
+    return lost
 
 
-def _share(array):
-    """An array in memory that processes share, as arguments of _shared_array."""
-    memory = _context.RawArray("b", max(1, array.nbytes))
-    np.copyto(_shared_array(memory, array.dtype, array.shape), array)
-    return memory, array.dtype, array.shape
+@contextmanager
+def _hidden_main_module():
+    """Processes that start now do not import the main script, which may be a notebook or have no main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # where multiprocessing looks for what to import
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
-def _shared_array(memory, dtype, shape):
-    return np.ndarray(shape, dtype, memory)
+def _prepare_worker():
+    """Leave Ctrl-C to the main process, and end with it even if that is killed."""
+    # Dask makes runs in threads of processes that look after themselves.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        main_process = multiprocessing.parent_process()
+        if main_process and main_process.sentinel:  # not where there is no fork server
+            threading.Thread(target=_exit_with, args=(main_process,), daemon=True).start()
 
 
-def _work(connection, task, shared_data):
-    """Make the runs that arrive until the main process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_when_orphaned, daemon=True).start()
-    data = tuple(_shared_array(*arguments) for arguments in shared_data)
-    with suppress(EOFError, OSError):
-        while True:
-            connection.send(_try_run(_make_run_in_worker, connection.recv(), data, task))
-
-
-def _exit_when_orphaned():
-    multiprocessing.parent_process().join()
+def _exit_with(process):
+    process.join()
     os._exit(1)
 
 
@@ -210,27 +177,39 @@ def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
         yield client
 
 
-def _in_cluster(cluster, task, runs, data, nb_jobs):
-    """As _in_processes. Dask itself gives the runs of a lost worker to others, until it takes a run for the reason."""
+def _in_cluster(cluster, task, data, runs, nb_jobs):
+    """As _in_processes. Dask itself gives the runs of a lost worker to others, until it takes a run for the reason.
+
+    joblib's Dask backend would wait for such a run forever.
+    """
+    import cloudpickle  # comes with Dask
     from dask.distributed import as_completed
 
+    task = cloudpickle.dumps(task)  # so that the scheduler, which has not all modules, need not understand it
     shared_data, = cluster.scatter([data], broadcast=True)
-    waiting, in_hand = iter(runs), {}
+    waiting, in_hand, lost = iter(runs), {}, []
 
     def submit(nb_runs):
         for run in islice(waiting, nb_runs):
-            future = cluster.submit(_try_run, _make_run_in_worker, pickle.dumps(run), shared_data, task, pure=False)
+            future = cluster.submit(_call_pickled, task, pickle.dumps(run), shared_data, pure=False)
             in_hand[future] = run
             yield future
 
     completed = as_completed(submit(nb_jobs))
     for future in completed:
+        run = in_hand.pop(future)
         try:
-            result = future.result()
-        except Exception as problem:  # Dask's, as _try_run raises none
-            result = WorkerDied(describe(problem))
+            _, result = future.result()
+        except Exception:  # Dask's: a task raises none
+            lost.append(run)
+        else:
+            yield run, result
         completed.update(submit(1))
-        yield in_hand.pop(future), result
+    return lost
+
+
+def _call_pickled(function, run, data):
+    return pickle.loads(function)(pickle.loads(run), data)
 
 
 # ---- interrupts and messages ----
@@ -255,6 +234,10 @@ def interrupts_as_exceptions():
     previous = [signal.signal(number, interrupt) for number in signals]
     try:
         yield
+    except Interrupted:
+        # joblib may wait for runs that have not ended; nobody needs them any more.
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        raise
     finally:
         for number, handler in zip(signals, previous):
             signal.signal(number, handler)

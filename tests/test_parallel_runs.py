@@ -94,7 +94,8 @@ def test_a_script_without_main_guard_that_is_interrupted_or_killed_leaves_no_pro
     # As a terminal does it, Ctrl-C reaches the workers as well.
     os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(signal_number)
     assert process.wait() == (-9 if signal_number == signal.SIGKILL else 128 + signal_number)
-    assert process.communicate() == ("", "")  # returns when all who could write there have ended
+    output, errors = process.communicate()  # returns when all who could write there have ended
+    assert output == "" and "Traceback" not in errors
 
 
 def test_redirected_progress_is_a_line_at_the_start_and_at_most_one_per_minute(monkeypatch, capsys):
