@@ -54,7 +54,7 @@ def test_lost_raising_and_deadly_runs_cost_no_other_run(make_runs_in_workers, tm
         return power(run, data, settings)
 
     results = make_runs_in_workers(fail)
-    assert mark.exists() and list(results) != RUNS
+    assert mark.exists()
     assert results.pop(("power", 2)).startswith("its worker process died twice")
     assert results.pop(("power", 4)) == "RuntimeError: cosmic ray"
     assert "read-only" in results.pop(("power", 5))
