@@ -88,6 +88,26 @@ def save_results(results, path):
         beside.unlink(missing_ok=True)
 
 
+def check_writable(path):
+    """Raise OSError now if save_results will, as there is no such folder or it cannot be written to."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {path.parent} to write {path.name} to")
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def get_kept_path(path):
+    """Where to keep a file that is to be replaced: beside it, its time in its name, and no other file there."""
+    stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
+    kept = path.with_name(f"{path.stem}_{stamp}{path.suffix}")
+    while kept.exists():
+        kept = kept.with_name(f"{kept.stem}_{path.suffix}")
+    return kept
+
+
 def get_environment(device, source_files=()):
     """{name: str or int} of what the results may depend on beside the hyperparameters.
 
@@ -198,10 +218,7 @@ class ResultsFile:
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             difference = str(problem)
         if difference:
-            stamp = datetime.fromtimestamp(self.path.stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
-            kept = self.path.with_name(f"{self.path.stem}_{stamp}{self.path.suffix}")
-            while kept.exists():
-                kept = kept.with_name(f"{kept.stem}_{self.path.suffix}")
+            kept = get_kept_path(self.path)
             return (f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: "
                     f"{difference}"), kept
         for run, result in old_runs.items():

@@ -59,8 +59,8 @@ def check_distinct(name, values):
 
 
 def to_plain_data(value):
-    """A hyperparameter without the types that work as well: NumPy's numbers, pathlib's paths, and tuples."""
-    if isinstance(value, (list, tuple)):
+    """A hyperparameter without the types that work as well: NumPy's numbers and arrays, pathlib's paths, and tuples."""
+    if isinstance(value, (list, tuple, range, np.ndarray)):
         return [to_plain_data(entry) for entry in value]
     return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
 

@@ -9,6 +9,7 @@ All functions raise ValueError if the dict is no result of a sweep.
 """
 import io
 import math
+import re
 import sys
 import textwrap
 from itertools import groupby, product
@@ -36,6 +37,8 @@ FAMILY_STYLES = {
     "ss_5_dim": {"color": "#5c1278", "marker": "P"},
     "rank_1": {"color": "#d55e00", "marker": "X"},
 }
+# Of more state dimensions, from 6 on to the lighter; the steps shrink, as the difference that a dimension makes does.
+FIRST_LARGE_COLOR, LAST_LARGE_COLOR = (163, 24, 156), (255, 201, 236)  # red, green, blue
 OTHER_COLORS = ("#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
 OTHER_MARKERS = ("p", "h", "<", ">", "*")
 
@@ -57,6 +60,10 @@ def get_family_style(model_name):
     """{"color": ..., "marker": ...} of a family: fixed for the paper's seven, else derived from the name."""
     if model_name in FAMILY_STYLES:
         return dict(FAMILY_STYLES[model_name])
+    if parsed := re.fullmatch(r"ss_([1-9]\d*)_dim", model_name):
+        d = int(parsed[1])
+        color = [round(last + (first - last) * 6 / d) for first, last in zip(FIRST_LARGE_COLOR, LAST_LARGE_COLOR)]
+        return {"color": "#{:02x}{:02x}{:02x}".format(*color), "marker": OTHER_MARKERS[d % len(OTHER_MARKERS)]}
     n = sum(model_name.encode()) + len(model_name)  # unlike hash(), the same in every process
     return {"color": OTHER_COLORS[n % len(OTHER_COLORS)], "marker": OTHER_MARKERS[n % len(OTHER_MARKERS)]}
 
@@ -111,14 +118,14 @@ def summary_table(results):
     Without a run the parameters, epochs and accuracies are NaN.
     """
     by_identity, failures = _get_runs(results)
+    failed_iterations = {}  # where -> set; None in a failure: whatever is there
+    for failure in failures:
+        failed_iterations.setdefault(tuple(failure[key] for key in IDENTITY), set()).update(
+            range(results["nb_iterations"]) if failure["iteration"] is None else [failure["iteration"]])
     rows = []
     for identity, runs in by_identity.items():
-        failed = set()
-        for failure in failures:
-            # None in a failure: whatever is there.
-            if all(failure[key] in (None, part) for key, part in zip(IDENTITY, identity)):
-                iteration = failure["iteration"]
-                failed.update(range(results["nb_iterations"]) if iteration is None else [iteration])
+        failed = set().union(*(failed_iterations.get(where, ())
+                               for where in product(*((None, part) for part in identity))))
         accuracies = [run["test_accuracy"] for run in runs.values()]
         epochs = [len(run["accuracy_history"]) for run in runs.values()]
         rows.append({

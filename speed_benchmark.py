@@ -1,50 +1,56 @@
-"""How fast are the hidden layers? Dense, SSS and rank-1 layers with n inputs and n outputs, in float32.
+"""How fast are the hidden layers? Dense, SSS and rank-1 layers, square and not, and training epochs of nets; float32.
 
     python speed_benchmark.py
 
-prints what it measures and leaves `speed_result.p` (plain Python data) and `speed_result.png` beside this
-script.
+prints what it measures and leaves `speed_result.p` (plain Python data) and `speed_result.png` beside this script; an
+older file is kept under its time. Layers carry the names that their nets have in benchmark.py.
 
-Layers carry the names that their nets have in benchmark.py: `standard_nn` is `nn.Linear`, `ss_d_dim` a
-`SemiseparableLayer` with d state dimensions, `rank_1` a `Rank1Layer`. "Forward" is a call without gradients,
-as in prediction. "Forward+backward" ends with the gradients of the input and of all parameters, for a given
-gradient of the output. Times are medians. A ratio is the time of the dense layer divided by that of the
-layer; above 1 the layer is faster.
+"Forward" is a call without gradients, as in prediction. "Forward+backward" ends with the gradients of the input and of
+all parameters, for a given gradient of the output. Times are medians, beside them the quartiles; the file has all. A
+ratio is the time of the dense layer divided by that of the layer; above 1 the layer is faster.
 
-A multiply-add is one product with a weight and its addition. Counted are those of a sample's forward pass in
-its plain form, which uses every weight except the bias once: the matrix of a dense layer, the recursion over
-the stages of an SSS layer. What SemiseparableLayer does takes more of them, about 64 + 4d per input above
-n = 128 and n below, because few large products take less time than many tiny ones.
+A training epoch is one of model_training.train_model with all samples in a batch: the difference between trainings of
+E + 1 epochs and of one, divided by E. The samples are made-up numbers, as many and as large as those of the data sets.
+
+A multiply-add is one product with a weight and its addition, in a sample's forward pass in its plain form: the matrix
+of a dense layer, the recursion over the stages of an SSS layer. What SemiseparableLayer does takes more of them, about
+64 + 4d per input above n = 128 and n below, because few large products take less time than many tiny ones.
 """
 
 import math
 import multiprocessing
+import os
 import re
-import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 
+# How long torch's threads spin while they wait for each other; read when torch is imported. By default ten times as
+# long, and then another program, which holds up one of them at every operation, makes a call of 1 ms take 100.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+import numpy as np
 import torch
-from matplotlib.lines import Line2D
 from torch import nn
 from tqdm import tqdm
 
-from benchmark_results import get_environment, save_results
-from checks import check_device, check_positive_integers
-from model_training import get_accuracy_score, get_loss, get_nb_model_parameters, predict, train_epoch
+from benchmark_results import check_writable, get_environment, get_kept_path, save_results
+from checks import check_device, check_finite_numbers, check_integers, check_positive_integers, to_plain_data
+from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
-from standardmodels import FeedForwardNet
+from standardmodels import ConvNet, FeedForwardNet
 
-# ============================================================================================================
+# ======================================================================================================================
 # Hyperparameters
 
 # what is measured: every layer for every n and every batch size
 nb_neurons_list = [50, 128, 256, 512, 1024, 2048, 4096, 8192]  # n, inputs and outputs of a hidden layer
+rectangular_sizes = [(784, 256), (256, 784)]  # (inputs, outputs) of further layers
 batch_sizes = [637]  # samples; 637 is an epoch of pendigits at training share 0.1, 6370 at share 1
 statespace_dims = [1, 2, 3, 4, 5]  # d, one SSS layer for each
 largest_dense_n = 4096  # dense layers beyond are left out, for their time grows like n²; None: no bound
@@ -59,80 +65,103 @@ min_measuring_time = 0.5  # seconds; short rounds are repeated until these are o
 seed = 0  # of weights and samples
 result_file = "speed_result.p"  # relative to this script; the figure goes beside it
 
+# training epochs, on one thread, each case and layer in a process of its own; None or [] leaves them out
+epoch_cases = [  # (name, samples, shape of one, classes, E), the sizes of the official training data
+    ("pendigits, share 0.1", 749, (16,), 10, 100),
+    ("pendigits", 7494, (16,), 10, 20),
+    ("hand_posture", 62476, (36,), 5, 4),
+    ("mnist", 60000, (1, 28, 28), 10, 1),
+    ("cifar10", 50000, (3, 32, 32), 10, 1),
+]
+epoch_layers = ["standard_nn", "ss_5_dim"]  # hidden layer of the nets
+epoch_nb_neurons = 50  # its n
+epoch_repetitions = 3
+
 # further measurements; None or [] leaves one out
-growth_from = 1024  # n from which the growth of the time is computed, up to the largest n of a layer
 memory_case = [4096, 6370]  # n and batch size whose peak memory is measured, on Linux and on GPUs
 memory_layers = ["standard_nn", "ss_1_dim", "ss_5_dim"]  # each in a process of its own
-epoch_nb_neurons = 50  # n of the nets whose training epoch is timed, on one thread
 initialisation_sizes = [500]  # n for which the paper's initialisation is timed; 2000 takes more than a minute
 initialisation_statespace_dim = 5  # d of these layers
-# ============================================================================================================
+# ======================================================================================================================
 
-HYPERPARAMETERS = (
-    "nb_neurons_list", "batch_sizes", "statespace_dims", "largest_dense_n", "direct_initialisation_from",
-    "device", "nb_threads", "warm_up", "repetitions", "min_measuring_time", "seed", "result_file",
-    "growth_from", "memory_case", "memory_layers", "epoch_nb_neurons", "initialisation_sizes",
-    "initialisation_statespace_dim")
-# an epoch of pendigits at training share 0.1
-EPOCH_INPUTS, EPOCH_CLASSES, EPOCH_TRAINING_SAMPLES, EPOCH_VALIDATION_SAMPLES = 16, 10, 637, 112
+HYPERPARAMETERS = [name for name, value in list(globals().items())  # of the block, no other is plain data so far
+                   if not name.startswith("_") and isinstance(value, (list, str, int, float, type(None)))]
+LISTS = ("nb_neurons_list", "rectangular_sizes", "batch_sizes", "statespace_dims", "epoch_cases", "epoch_layers",
+         "memory_case", "memory_layers", "initialisation_sizes")
+LARGEST_SPREAD = 1.5  # of the upper quartile to the lower one, while no other program runs
+BUSY = f"* The quartiles differ by more than a factor of {LARGEST_SPREAD}: this machine is busy with something else."
 FOLDER = Path(__file__).resolve().parent
-SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "speed_benchmark", "checks", "standardmodels", "semiseparablemodels", "rank1models", "model_training")]
+SOURCE_FILES = [FOLDER / f"{name}.py" for name in ("speed_benchmark", "checks", "realisation", "standardmodels",
+                                                   "semiseparablemodels", "rank1models", "model_training")]
 
 
 def check_hyperparameters():
-    """{name: plain value} of all hyperparameters.
-
-    :raises ValueError: one that is out of range, or a device that does not exist
-    """
+    """{name: plain value} of all hyperparameters, [] for lists that are None, and the variables above are set to these;
+    ValueError or OSError for the first that cannot work."""
+    hyperparameters = {name: to_plain_data(globals()[name]) for name in HYPERPARAMETERS}
+    hyperparameters["device"] = check_device(device)
+    for name in LISTS:
+        hyperparameters[name] = hyperparameters[name] or []
+        if not isinstance(hyperparameters[name], list):
+            raise ValueError(f"{name} must be a list, got {hyperparameters[name]!r}")
+    globals().update(hyperparameters)
     for name in ("nb_neurons_list", "batch_sizes", "statespace_dims", "memory_case", "initialisation_sizes"):
-        for value in globals()[name] or []:
+        for value in hyperparameters[name]:
             check_positive_integers(**{f"each entry of {name}": value})
-    for name in ("repetitions", "initialisation_statespace_dim", "nb_threads", "growth_from",
-                 "epoch_nb_neurons"):
-        if globals()[name] is not None or name == "repetitions":
-            check_positive_integers(**{name: globals()[name]})
-    if not nb_neurons_list or not batch_sizes:
-        raise ValueError("nb_neurons_list and batch_sizes must not be empty")
-    if not (warm_up >= 0 and 0 <= min_measuring_time < math.inf):
-        raise ValueError("warm_up and min_measuring_time must be 0 or more, and finite, "
-                         f"got {warm_up} and {min_measuring_time}")
-    if memory_case and len(memory_case) != 2:
-        raise ValueError(f"memory_case must be [n, batch size], got {memory_case}")
-    for name in memory_layers or []:
-        if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", name):
-            raise ValueError(f"memory_layers are standard_nn, rank_1, ss_1_dim, ss_2_dim, ..., got {name!r}")
-    check_device(device)
-    values = ((name, globals()[name]) for name in HYPERPARAMETERS)
-    return {name: list(value) if isinstance(value, (tuple, range)) else value for name, value in values}
+    for name in ("largest_dense_n", "nb_threads", "direct_initialisation_from", "repetitions", "epoch_nb_neurons",
+                 "epoch_repetitions", "initialisation_statespace_dim"):
+        if hyperparameters[name] is not None or name not in ("largest_dense_n", "nb_threads"):
+            check_positive_integers(**{name: hyperparameters[name]})
+    check_integers(warm_up=warm_up, seed=seed)
+    check_finite_numbers(min_measuring_time=min_measuring_time)
+    if not (warm_up >= 0 and min_measuring_time >= 0 and 0 <= seed < 2 ** 32):
+        raise ValueError("warm_up, min_measuring_time and seed must be 0 or more, and seed below 2 ** 32")
+    if not nb_neurons_list or not batch_sizes or len(memory_case) not in (0, 2):
+        raise ValueError("nb_neurons_list and batch_sizes must not be empty, and memory_case [n, batch size]")
+    for name in memory_layers + epoch_layers:
+        if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", str(name)):
+            raise ValueError(f"memory_layers and epoch_layers are standard_nn, rank_1, ss_1_dim, ..., got {name!r}")
+    try:
+        for n, nb_outputs in rectangular_sizes:
+            check_positive_integers(inputs=n, outputs=nb_outputs)
+        for _, nb_samples, shape, nb_classes, nb_epochs in epoch_cases:
+            check_positive_integers(**{"samples beyond one": nb_samples - 1, "E": nb_epochs})
+            make_net("standard_nn", shape, nb_classes)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"rectangular_sizes or epoch_cases: {problem}") from problem
+    if not isinstance(result_file, str) or result_file.endswith(".png"):
+        raise ValueError(f"result_file must be the name of a file such as speed_result.p, got {result_file!r}")
+    check_writable(FOLDER / result_file)
+    return hyperparameters
 
 
-def on_gpu():
-    return device.startswith("cuda")
-
-
-def get_layer_names():
-    return ["standard_nn", *(f"ss_{d}_dim" for d in dict.fromkeys(statespace_dims)), "rank_1"]
-
-
-def make_layer(name, n):
-    """The hidden layer of one of the benchmark's nets, n inputs and n outputs."""
+def make_layer(name, n, nb_outputs=None):
+    """The hidden layer of one of the benchmark's nets, with n inputs and, if nb_outputs is None, n outputs."""
+    nb_outputs = nb_outputs or n
     if name == "standard_nn":
-        return nn.Linear(n, n, device=device)
+        return nn.Linear(n, nb_outputs, device=device)
     if name == "rank_1":
-        return Rank1Layer(n, device=device)
+        return Rank1Layer(n, nb_outputs, device=device)
     statespace_dim = int(name.removeprefix("ss_").removesuffix("_dim"))
-    initialisation = "realisation" if n < direct_initialisation_from else "direct"
-    return SemiseparableLayer(n, statespace_dim, initialisation=initialisation, device=device)
+    initialisation = "realisation" if max(n, nb_outputs) < direct_initialisation_from else "direct"
+    return SemiseparableLayer(n, statespace_dim, output_size=nb_outputs, initialisation=initialisation, device=device)
 
 
-def make_samples(batch_size, n):
-    """An input that requires its gradient and a gradient of the output, both (batch_size, n), normal."""
-    u, grad_y = torch.randn(batch_size, n, device=device), torch.randn(batch_size, n, device=device)
+def make_net(name, shape, nb_classes):
+    """The benchmark's net for vectors or images of that shape, with the named hidden layer."""
+    n, images = epoch_nb_neurons, len(shape) > 1
+
+    def make_vector_net(nb_features):
+        return FeedForwardNet(nb_features, nb_classes, n, lambda: make_layer(name, n), device=device)
+
+    return ConvNet(shape, make_vector_net, device=device) if images else make_vector_net(*shape)
+
+
+def make_samples(batch_size, n, nb_outputs):
+    """An input (batch_size, n) that requires its gradient and a gradient of the output, normal."""
+    u, grad_y = torch.randn(batch_size, n, device=device), torch.randn(batch_size, nb_outputs, device=device)
     return u.requires_grad_(), grad_y
 
-
-# ---- time ----
 
 def forward(layer, u, grad_y):
     with torch.no_grad():
@@ -144,22 +173,16 @@ def forward_backward(layer, u, grad_y):
 
 
 def time_call(call):
-    """Milliseconds that call() takes: on a GPU between two events in its queue, else by the wall clock."""
-    if on_gpu():
-        with torch.cuda.device(device):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end)
+    """Milliseconds that call() takes, on a GPU until that has finished."""
     start = time.perf_counter()
     call()
+    if "cuda" in device:
+        torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - start)
 
 
 def measure_interleaved(calls):
-    """({key: median milliseconds}, number of repetitions) of functions without arguments {key: function}.
+    """{key: [milliseconds, ...]} of functions without arguments {key: function}.
 
     Each repetition runs all of them once: what slows the machine down for a while hits all, the ratios hold.
     """
@@ -172,119 +195,84 @@ def measure_interleaved(calls):
         for key, call in calls.items():
             times[key].append(time_call(call))
         nb_repetitions += 1
-    return {key: statistics.median(values) for key, values in times.items()}, nb_repetitions
+    return times
 
 
-def measure_layers(layers, n, batch_size):
+def summarise(name, times):
+    """Entries of a row: the median of the times, the quartiles [lower, upper], and all of them, in milliseconds."""
+    lower, median, upper = np.percentile(times, [25, 50, 75]).tolist()
+    return {f"{name}_ms": median, f"{name}_quartiles_ms": [lower, upper], f"{name}_times_ms": times}
+
+
+def measure_layers(layers, n, nb_outputs, batch_size):
     """Rows of the table, one (a dict) per layer in {name: layer}.
 
-    - n, batch_size, layer
-    - forward_ms, forward_backward_ms
-    - forward_ratio, forward_backward_ratio: NaN without a dense layer
+    - n, nb_outputs, batch_size, layer, parameters, repetitions
     - multiply_adds: per sample
-    - parameters, repetitions
+    - forward_ms, forward_quartiles_ms, forward_times_ms, forward_backward_ms, ...: see summarise
+    - forward_ratio, forward_backward_ratio: NaN without a dense layer
     """
-    samples = make_samples(batch_size, n)
-    times, nb_repetitions = measure_interleaved({
-        (run, name): partial(run, layer, *samples) for run in (forward, forward_backward)
-        for name, layer in layers.items()})
-    rows = []
+    samples, rows = make_samples(batch_size, n, nb_outputs), []
+    times = measure_interleaved({(run, name): partial(run, layer, *samples) for run in (forward, forward_backward)
+                                 for name, layer in layers.items()})
     for name, layer in layers.items():
-        row = {"n": n, "batch_size": batch_size, "layer": name}
-        for run in (forward, forward_backward):
-            row[f"{run.__name__}_ms"] = times[run, name]
-            row[f"{run.__name__}_ratio"] = times.get((run, "standard_nn"), math.nan) / times[run, name]
         nb_parameters = get_nb_model_parameters(layer)
-        row.update(multiply_adds=nb_parameters - layer.bias.numel(), parameters=nb_parameters,
-                   repetitions=nb_repetitions)
+        row = {"n": n, "nb_outputs": nb_outputs, "batch_size": batch_size, "layer": name, "parameters": nb_parameters,
+               "repetitions": len(times[forward, name]), "multiply_adds": nb_parameters - nb_outputs}
+        for run in (forward, forward_backward):
+            row.update(summarise(run.__name__, times[run, name]))
+            dense_ms = np.median(times.get((run, "standard_nn"), math.nan)).item()
+            row[f"{run.__name__}_ratio"] = dense_ms / row[f"{run.__name__}_ms"]
         rows.append(row)
     return rows
 
 
-def get_growth(rows):
-    """How forward+backward grows from growth_from to a layer's largest n; a dict per layer and batch size."""
-    growth = []
-    for first in (row for row in rows if row["n"] == growth_from):
-        same = [row for row in rows if all(row[key] == first[key] for key in ("layer", "batch_size"))]
-        last = max(same, key=lambda row: row["n"])
-        if last["n"] > growth_from:
-            growth.append({"layer": first["layer"], "batch_size": first["batch_size"], "from_n": growth_from,
-                           "to_n": last["n"], "ratio_of_n": last["n"] / growth_from,
-                           "ratio_of_times": last["forward_backward_ms"] / first["forward_backward_ms"]})
-    return growth
-
-
-def measure_epochs(n):
-    """Milliseconds of a training epoch as in model_training.train_model, on one thread; a dict per net.
-
-    One optimiser step on all training samples, then predictions for them and the validation samples, the loss
-    of the former and the accuracy of both.
-    """
-    nb_training, nb_samples = EPOCH_TRAINING_SAMPLES, EPOCH_TRAINING_SAMPLES + EPOCH_VALIDATION_SAMPLES
-    X = torch.randn(nb_samples, EPOCH_INPUTS, device=device)
-    y = torch.randint(EPOCH_CLASSES, (nb_samples,), device=device)
-    shuffles = torch.Generator().manual_seed(seed)
-
-    def run_epoch(net, optimizer):
-        train_epoch(net, X[:nb_training], y[:nb_training], optimizer, nb_training, shuffles)
-        y_pred = predict(net, X)
-        get_loss(y[:nb_training], y_pred[:nb_training]).item()
-        get_accuracy_score(y[:nb_training], y_pred[:nb_training])
-        get_accuracy_score(y[nb_training:], y_pred[nb_training:])
-
-    calls = {}
-    for name in get_layer_names():
-        net = FeedForwardNet(EPOCH_INPUTS, EPOCH_CLASSES, n, [make_layer(name, n)], device=device)
-        calls[name] = partial(run_epoch, net, torch.optim.Adam(net.parameters(), fused=True))
-    nb_threads_before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times, _ = measure_interleaved(calls)
-    finally:
-        torch.set_num_threads(nb_threads_before)
-    return [{"layer": name, "n": n, "batch_size": nb_training, "milliseconds": times[name]} for name in times]
-
-
-def measure_initialisation(n, statespace_dim):
-    """Seconds that the paper's initialisation of an SSS layer takes, measured once; a dict."""
-    call = partial(SemiseparableLayer, n, statespace_dim, initialisation="realisation", device=device)
-    return {"layer": f"ss_{statespace_dim}_dim", "n": n, "seconds": time_call(call) / 1e3}
-
-
-# ---- memory ----
-
-def measure_memory(name, n, batch_size, hyperparameters):
-    """Peak memory of one forward+backward, beyond parameters, input and gradient of the output; a dict.
-
-    In bytes and relative to the size of the input; NaN if it cannot be measured.
-    """
+def measure_in_own_process(prepare, *arguments):
+    """(result, peak memory in bytes beyond what is held before) of the function that prepare(*arguments) returns."""
+    hyperparameters = {name: globals()[name] for name in HYPERPARAMETERS}
     try:
         # A fresh process holds no freed memory that the measured run could use unseen.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-            extra = executor.submit(get_extra_memory, name, n, batch_size, hyperparameters).result()
-    except RuntimeError as problem:  # out of memory: torch says so, or the system has stopped the process
-        print(f"speed_benchmark.py: no peak memory of {name}: {problem}", file=sys.stderr)
-        extra = math.nan
-    return {"layer": name, "n": n, "batch_size": batch_size, "extra_bytes": extra,
-            "relative_to_input": extra / (n * batch_size * torch.float32.itemsize)}
+            return executor.submit(run_prepared, hyperparameters, prepare, *arguments).result()
+    except (RuntimeError, MemoryError) as problem:  # torch and NumPy say so, or the system has stopped the process
+        print(f"speed_benchmark.py: no measurement of {arguments}: {problem}", file=sys.stderr)
+        return math.nan, math.nan
 
 
-def get_extra_memory(name, n, batch_size, hyperparameters):
-    """Bytes, see measure_memory; to be called once in a fresh process."""
-    globals().update(hyperparameters)
-    if nb_threads is not None:
-        torch.set_num_threads(nb_threads)
-    layer = make_layer(name, n)
-    forward_backward(layer, *make_samples(2, n))  # loads libraries and starts threads
-    samples = make_samples(batch_size, n)  # large and last, so that the peak so far is what is held now
+def run_prepared(hyperparameters, prepare, *arguments):
+    set_up(hyperparameters)
+    run = prepare(*arguments)
     before = get_peak_memory()
-    forward_backward(layer, *samples)
-    return get_peak_memory() - before
+    return run(), get_peak_memory() - before
+
+
+def prepare_forward_backward(name, n, batch_size):
+    layer = make_layer(name, n)
+    forward_backward(layer, *make_samples(2, n, n))  # loads libraries and starts threads
+    samples = make_samples(batch_size, n, n)  # large and last, so that the peak so far is what is held now
+    return lambda: time_call(partial(forward_backward, layer, *samples))
+
+
+def prepare_epochs(name, nb_samples, shape, nb_classes, nb_epochs):
+    torch.set_num_threads(1)
+    net, generator = make_net(name, shape, nb_classes), np.random.default_rng(seed)
+    y = generator.integers(nb_classes, size=nb_samples)
+
+    def time_training(X, nb_epochs):
+        return time_call(partial(
+            train_model, net, X, y[:len(X)], batch_size=len(X), min_number_training_epochs=nb_epochs,
+            max_number_training_epochs=nb_epochs, seed=seed))
+
+    time_training(generator.random((2, *shape), dtype=np.float32), 1)  # loads libraries
+    X = generator.random((nb_samples, *shape), dtype=np.float32)  # large and last, as above
+    counts = ([1, nb_epochs + 1] * epoch_repetitions)[:epoch_repetitions + 1]
+    return lambda: [(later_ms - ms) / (later - count) for (count, ms), (later, later_ms) in pairwise(
+        (count, time_training(X, count)) for count in counts)]
 
 
 def get_peak_memory():
     """Most memory that this process has held so far, in bytes; NaN where the system does not tell."""
-    if on_gpu():
+    if "cuda" in device:
         return torch.cuda.max_memory_allocated(device)
     # Not getrusage: its ru_maxrss begins with the memory of the process that started this one.
     status = Path("/proc/self/status")
@@ -292,78 +280,98 @@ def get_peak_memory():
     return 1024 * int(found[1]) if found else math.nan
 
 
-# ---- results ----
-
-def measure():
-    """All measurements: the dict that `result_file` holds.
-
-    - hyperparameters, environment
-    - rows: see measure_layers
-    - growth, epochs, memory, initialisation: lists of what get_growth, measure_epochs, ... return, empty if left out
-    """
-    hyperparameters = check_hyperparameters()
+def set_up(hyperparameters):
+    globals().update(hyperparameters)
     if nb_threads is not None:
         torch.set_num_threads(nb_threads)
     torch.manual_seed(seed)
+
+
+def measure(hyperparameters):
+    """All measurements: the dict that `result_file` holds.
+
+    - hyperparameters, environment; rows: see measure_layers
+    - epochs, memory, initialisation: a list of dicts each, empty if left out; NaN where memory ran out or is unknown
+    """
+    set_up(hyperparameters)
     environment = {**get_environment(device, SOURCE_FILES), "nb_threads": torch.get_num_threads(),
-                   "gpu": torch.cuda.get_device_name(device) if on_gpu() else None}
+                   "gpu": torch.cuda.get_device_name(device) if "cuda" in device else None}
     rows = []
-    for n in tqdm(nb_neurons_list, "layers", disable=None):
-        names = get_layer_names()
-        if largest_dense_n is not None and n > largest_dense_n:
-            names.remove("standard_nn")
-        layers = {name: make_layer(name, n) for name in names}
+    for n, nb_outputs in tqdm([*((n, n) for n in nb_neurons_list), *rectangular_sizes], "layers", disable=None):
+        has_dense = largest_dense_n is None or max(n, nb_outputs) <= largest_dense_n
+        names = ["standard_nn"] * has_dense + [f"ss_{d}_dim" for d in dict.fromkeys(statespace_dims)] + ["rank_1"]
+        layers = {name: make_layer(name, n, nb_outputs) for name in names}
         for batch_size in batch_sizes:
-            rows += measure_layers(layers, n, batch_size)
-    memory_names = (memory_layers or []) if memory_case else []
-    return {
-        "hyperparameters": hyperparameters, "environment": environment, "rows": rows,
-        "growth": get_growth(rows),
-        "epochs": measure_epochs(epoch_nb_neurons) if epoch_nb_neurons else [],
-        "memory": [measure_memory(name, *memory_case, hyperparameters)
-                   for name in tqdm(memory_names, "memory", disable=None)],
-        "initialisation": [measure_initialisation(n, initialisation_statespace_dim)
-                           for n in tqdm(initialisation_sizes or [], "initialisation", disable=None)],
-    }
+            rows += measure_layers(layers, n, nb_outputs, batch_size)
+    further = {"epochs": [], "memory": [], "initialisation": []}
+    for (case, *sizes), name in tqdm(list(product(epoch_cases, epoch_layers)), "epochs", disable=None):
+        times, extra = measure_in_own_process(prepare_epochs, name, *sizes)
+        further["epochs"].append({"case": case, "nb_samples": sizes[0], "layer": name, "n": epoch_nb_neurons,
+                                  "extra_bytes": extra, **summarise("epoch", times)})
+    for name in tqdm(memory_layers if memory_case else [], "memory", disable=None):
+        n, batch_size = memory_case
+        _, extra = measure_in_own_process(prepare_forward_backward, name, n, batch_size)
+        further["memory"].append({"layer": name, "n": n, "batch_size": batch_size, "extra_bytes": extra,
+                                  "relative_to_input": extra / (4 * n * batch_size)})  # float32
+    for n in tqdm(initialisation_sizes, "initialisation", disable=None):
+        d = initialisation_statespace_dim
+        milliseconds = time_call(partial(SemiseparableLayer, n, d, initialisation="realisation", device=device))
+        further["initialisation"].append({"layer": f"ss_{d}_dim", "n": n, "seconds": milliseconds / 1e3})
+    return {"hyperparameters": hyperparameters, "environment": environment, "rows": rows, **further}
 
 
 FURTHER_MEASUREMENTS = {  # key of the result -> (heading, line for each of its dicts)
-    "growth": ("growth of the time of forward+backward",
-               "batch {batch_size}, n {from_n} to {to_n}, {ratio_of_n:.1f}-fold: {ratio_of_times:.1f}-fold"),
-    "epochs": ("training epoch of a net, one thread", "n {n}, batch {batch_size}: {milliseconds:.2f} ms"),
+    "epochs": ("training epoch of a net on made-up samples, one thread; peak memory beyond the samples",
+               "{case}, n {n}: {epoch_ms:.1f} ms ({epoch_quartiles_ms[0]:.1f}-{epoch_quartiles_ms[1]:.1f}), "
+               "{extra_bytes:,} bytes"),
     "memory": ("peak memory of forward+backward beyond parameters, input and gradient of the output",
                "n {n}, batch {batch_size}: {extra_bytes:,} bytes, {relative_to_input:.2f} times the input"),
     "initialisation": ("the paper's initialisation", "n {n}: {seconds:.2f} s"),
 }
 
 
+def is_busy(row):
+    """Whether the quartiles of a time are so far apart that other programs must have disturbed it."""
+    return any(row[key][1] > LARGEST_SPREAD * row[key][0] for key in row if key.endswith("_quartiles_ms"))
+
+
+def format_number(value):
+    """Three digits, or all before the point if there are more, and three decimals at most; - for NaN."""
+    nb_decimals = sum(abs(value) < limit for limit in (0.9995, 9.995, 99.95))
+    return "-" if math.isnan(value) else f"{value:.{nb_decimals}f}"
+
+
 def format_table(rows):
-    """The rows of measure_layers as text of at most 100 columns, with a gap before each n and batch size."""
-    lines = [f"{'n':>6}{'batch':>7}  {'layer':<12}{'forward':>11}{'ratio':>8}{'forward+':>13}{'ratio':>8}"
-             f"{'multiply-adds':>15}{'parameters':>13}",
-             f"{'ms':>38}{'backward ms':>21}{'per sample':>23}"]
+    """The rows of measure_layers as text of at most 100 columns, with a gap before each size and batch size."""
+    lines = [f"{'n':>10}{'batch':>7}  {'layer':<11}{'forward':>8}{'quartiles':>13}{'ratio':>7}{'forward+':>9}"
+             f"{'quartiles':>12}{'ratio':>7}{'multiply-adds':>14}",
+             f"{'ms':>38}{'backward ms':>28}{'per sample':>34}"]
     case = None
     for row in rows:
-        if case != (row["n"], row["batch_size"]):
+        if case != (row["n"], row["nb_outputs"], row["batch_size"]):
             lines.append("")
-        case = row["n"], row["batch_size"]
-        ratios = [f"{row[f'{run}_ratio']:.2f}".replace("nan", "-") for run in ("forward", "forward_backward")]
-        lines.append(f"{row['n']:>6}{row['batch_size']:>7}  {row['layer']:<12}{row['forward_ms']:>11.3f}"
-                     f"{ratios[0]:>8}{row['forward_backward_ms']:>13.3f}{ratios[1]:>8}"
-                     f"{row['multiply_adds']:>15,}{row['parameters']:>13,}")
-    return "\n".join(lines)
+        case = row["n"], row["nb_outputs"], row["batch_size"]
+        size = f"{row['n']}x{row['nb_outputs']}" if row["n"] != row["nb_outputs"] else row["n"]
+        line = f"{'*' * is_busy(row):<1}{size:>9}{row['batch_size']:>7}  {row['layer']:<11}"
+        for run in ("forward", "forward_backward"):
+            quartiles = "-".join(map(format_number, row[f"{run}_quartiles_ms"]))
+            line += f"{format_number(row[f'{run}_ms']):>8}{quartiles:>13}{format_number(row[f'{run}_ratio']):>7}"
+        lines.append(f"{line}{row['multiply_adds']:>14,}")
+    return "\n".join(lines + ["", BUSY] * any(map(is_busy, rows)))
 
 
 def format_further_measurements(result):
-    """Growth, epochs, memory and initialisation as text, those that were not left out."""
-    blocks = [[heading, *(f"  {row['layer']:<12}{line.format(**row)}" for row in result[key])]
-              for key, (heading, line) in FURTHER_MEASUREMENTS.items() if result[key]]
-    return "\n\n".join("\n".join(lines) for lines in blocks)
+    """Epochs, memory and initialisation as text, those that were not left out."""
+    blocks = []
+    for key, (heading, line) in FURTHER_MEASUREMENTS.items():
+        rows = [f"{'*' * is_busy(row):<2}{row['layer']:<12}{line.format(**row)}" for row in result[key]]
+        blocks += ["\n".join([heading, *rows, *[BUSY] * any(map(is_busy, result[key]))])] if rows else []
+    return "\n\n".join(blocks)
 
 
 def plot_speed(result):
-    """Time against n, a panel per batch size, a line per layer; forward is thin and dashed."""
-    rows = sorted(result["rows"], key=lambda row: row["n"])
+    """Time of square layers against n, a panel per batch size, a line per layer; forward is thin and dashed."""
+    rows = sorted((row for row in result["rows"] if row["n"] == row["nb_outputs"]), key=lambda row: row["n"])
     sizes = list(dict.fromkeys(row["n"] for row in rows))
     batch_sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
     figure = ResultFigure(figsize=(4.8 * len(batch_sizes) + 2.2, 4.8), dpi=100, layout="constrained")
@@ -373,8 +381,7 @@ def plot_speed(result):
             style = get_family_style(name)
             points = [row for row in rows if (row["layer"], row["batch_size"]) == (name, batch_size)]
             ns = [row["n"] for row in points]
-            ax.loglog(ns, [row["forward_ms"] for row in points], color=style["color"], linestyle="--",
-                      linewidth=0.8)
+            ax.loglog(ns, [row["forward_ms"] for row in points], color=style["color"], linestyle="--", linewidth=0.8)
             ax.loglog(ns, [row["forward_backward_ms"] for row in points], **style, markersize=5.5,
                       markeredgecolor="white", markeredgewidth=0.5, linewidth=1.4, label=name)
         ax.set_title(f"hidden layers, batch of {batch_size} samples", fontsize=10)
@@ -384,24 +391,25 @@ def plot_speed(result):
         ax.yaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.25)
     axes[0].set_ylabel("Time (ms)")
-    handles = [*axes[0].get_legend_handles_labels()[0],
-               Line2D([], [], color="#555555", label="forward+backward"),
-               Line2D([], [], color="#555555", linestyle="--", linewidth=0.8, label="forward")]
     environment = result["environment"]
     where = environment["gpu"] or f"{environment['device']}, {environment['nb_threads']} threads"
-    figure.legend(handles=handles, title=where, loc="outside right upper", fontsize=8, title_fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), title=f"{where}\nforward+backward,\ndashed: forward",
+                  loc="outside right upper", fontsize=8, title_fontsize=8)
     return figure
 
 
 def main():
     """Measure, print, save and draw; the exit status: 0, or 2 if a hyperparameter is out of range."""
     try:
-        result = measure()
-    except ValueError as problem:
+        hyperparameters = check_hyperparameters()
+    except (ValueError, OSError) as problem:
         print(f"speed_benchmark.py: {problem}", file=sys.stderr)
         return 2
+    result = measure(hyperparameters)
     print(format_table(result["rows"]), format_further_measurements(result), sep="\n\n")
     path = FOLDER / result_file
+    if path.exists():
+        os.replace(path, get_kept_path(path))
     save_results(result, path)
     plot_speed(result).savefig(path.with_suffix(".png"), dpi=100)
     return 0

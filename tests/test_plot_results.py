@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 import plot_results
 from plot_results import (compare_with_dense, format_summary_table, get_family_style, plot_accuracy,
@@ -289,11 +289,16 @@ def test_learning_curves_show_the_width_asked_for_or_the_first_of_the_sweep_and_
 
 
 def test_styles_are_distinct_and_do_not_depend_on_the_process():
-    styles = {name: get_family_style(name) for name in [*SIZES, *(f"ss_{d}_dim" for d in range(6, 13))]}
-    assert len({tuple(style.values()) for style in styles.values()}) == 14
-    for key in ("color", "marker"):
-        assert len({styles[name][key] for name in SIZES}) == 7
-    assert get_family_style("ss_6_dim") == {"color": "#e69f00", "marker": "h"}  # by hash() it would vary
+    names = ["standard_nn", "rank_1", *(f"ss_{d}_dim" for d in range(1, 33))]
+    assert len({get_family_style(name)["color"] for name in names}) == 34
+    assert len({get_family_style(name)["marker"] for name in SIZES}) == 7
+    # The more state dimensions beyond the paper's, the lighter.
+    colors = {d: np.array(to_rgb(get_family_style(f"ss_{d}_dim")["color"])) for d in range(6, 33)}
+    assert (np.diff([color.sum() for color in colors.values()]) > 0).all()
+    for low, high in ((8, 16), (16, 32)):
+        assert np.abs(colors[high] - colors[low]).max() > 0.1
+    assert get_family_style("ss_6_dim") == {"color": "#a3189c", "marker": "h"}
+    assert get_family_style("my_own") == {"color": "#56b4e9", "marker": "h"}  # by hash() it would vary
 
 
 @pytest.mark.parametrize("plot, nb_datasets", [(plot_accuracy, 1), (plot_accuracy, 12), (plot_learning_curves, 2)])
