@@ -6,11 +6,12 @@ accuracy and number of parameters.
 trains every combination of the hyperparameters below, prints a table and leaves `benchmark_result.p` and
 `benchmark_result.png` beside this script. Started again it resumes, and extends what is there by what was added.
 """
-
 import hashlib
+import re
 import sys
 import time
 from contextlib import closing
+from inspect import signature
 from pathlib import Path
 
 from parallel_runs import Interrupted, describe, interrupts_as_exceptions, make_runs, open_cluster, start_fork_server
@@ -36,13 +37,17 @@ from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 # ======================================================================================================================
 # Hyperparameters
 
-# what is run
+# what is run; the paper's data sets: load_pendigits_data, load_hand_posture_data, load_mnist_data, load_cifar10_data
 dataset_loading_functions = [load_digits_data]
-# the paper's: [load_pendigits_data, load_hand_posture_data, load_mnist_data, load_cifar10_data]
 model_names = ["standard_nn", "ss_1_dim", "ss_2_dim", "ss_3_dim", "ss_4_dim", "ss_5_dim", "rank_1"]
 nb_iterations = 5  # repetitions of each training, with other initial weights, validation splits and shuffles
-nb_neurons_list = [50]  # neurons in each of the two hidden layers
+nb_neurons_list = [50]  # neurons in each hidden layer
 training_set_shares = [0.1]  # shares of the training data, in (0, 1]; smaller ones are contained in larger ones
+
+# nets
+nb_hidden_layers = 2  # hidden layers of neurons, joined by one matrix less; 2 as in the paper
+inputoutput_dim = 1  # inputs and outputs of a stage of the SSS layers, 1 as in the paper; divides the number of neurons
+initialisation = "realisation"  # of the SSS layers, as in the paper; "direct" is fast for thousands of neurons
 
 # training
 learning_rate = 1e-3
@@ -52,7 +57,6 @@ patience = 20  # epochs without better validation accuracy after which training 
 min_accuracy_improvement = 5e-4  # what counts as better, as a share of the validation samples
 min_number_training_epochs = 200
 max_number_training_epochs = None  # None as in the paper: no limit
-initialisation = "realisation"  # of the SSS layers, as in the paper; "direct" is fast for thousands of neurons
 seed = 0  # everything random derives from it and the run's identity
 
 # where and how; none of these changes results, but for rounding on another device or number of threads
@@ -65,27 +69,21 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
+HYPERPARAMETERS = [name for name, value in list(globals().items())  # those of the block: so far no other is plain data
+                   if not name.startswith("_") and isinstance(value, (list, str, int, float, type(None)))]
+TRAINING_HYPERPARAMETERS = signature(train_model).parameters.keys() & {*HYPERPARAMETERS} - {"seed"}
+
 
 def get_hyperparameters():
-    """{name: value} of the variables above; nothing below reads them in another way."""
-    return dict(
-        dataset_loading_functions=dataset_loading_functions, model_names=model_names, nb_iterations=nb_iterations,
-        nb_neurons_list=nb_neurons_list, training_set_shares=training_set_shares, learning_rate=learning_rate,
-        batch_size=batch_size, use_Adam=use_Adam, patience=patience, min_accuracy_improvement=min_accuracy_improvement,
-        min_number_training_epochs=min_number_training_epochs, max_number_training_epochs=max_number_training_epochs,
-        initialisation=initialisation, seed=seed, datasets_folder=datasets_folder, device=device, nb_jobs=nb_jobs,
-        nb_threads_per_run=nb_threads_per_run, joblib_backend=joblib_backend,
-        dask_scheduler_address=dask_scheduler_address, result_file=result_file)
+    """{name: value} as the variables are now; nothing below reads them in another way."""
+    return {name: globals()[name] for name in HYPERPARAMETERS}
 
 
-TRAINING_HYPERPARAMETERS = ("learning_rate", "batch_size", "use_Adam", "min_accuracy_improvement", "patience",
-                            "min_number_training_epochs", "max_number_training_epochs")  # what train_model takes
-
-# results key -> (net for vectors, net for images, extra arguments)
+# pattern of the results key -> (net for vectors, net for images); the number in an SSS family's is its statespace_dim
 MODEL_FAMILIES = {
-    "standard_nn": (StandardTHLFFNN, StandardTHLConvNet, {}),
-    **{f"ss_{d}_dim": (TwoHiddenLayeredSSNet, SSSTHLConvNet, {"statespace_dim": d}) for d in range(1, 6)},
-    "rank_1": (Rank1THLFFNN, Rank1THLConvNet, {}),
+    r"standard_nn": (StandardTHLFFNN, StandardTHLConvNet),
+    r"ss_([1-9]\d*)_dim": (TwoHiddenLayeredSSNet, SSSTHLConvNet),
+    r"rank_1": (Rank1THLFFNN, Rank1THLConvNet),
 }
 
 FOLDER = Path(__file__).resolve().parent
@@ -138,15 +136,12 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)
             continue
-        for share in hyperparameters["training_set_shares"]:
-            nb_samples = int(share * len(data[0]))
-            if nb_samples < 2:
-                reason = f"training share {share} of {dataset} has {nb_samples} of {len(data[0])} samples, 2 are needed"
-                results_file.add_failure(reason, dataset, share)
-                report_error(reason, 1)
-                runs = [run for run in runs if run.share != share]
-        results = make_runs(train_run, runs, data, hyperparameters, hyperparameters["nb_jobs"], cluster, dataset)
-        for run, result in results:
+        too_small = [share for share in hyperparameters["training_set_shares"] if int(share * len(data[0])) < 2]
+        for share in too_small:
+            results_file.add_failure(f"less than 2 of {len(data[0])} samples are in share {share}", dataset, share)
+        runs = [run for run in runs if run.share not in too_small]
+        nb_jobs = hyperparameters["nb_jobs"]
+        for run, result in make_runs(train_run, runs, data, hyperparameters, nb_jobs, cluster, dataset):
             if isinstance(result, dict):
                 results_file.add(run, result)
             else:
@@ -161,26 +156,16 @@ def load_shuffled_data(dataset, load_data, hyperparameters):
 
 
 def train_run(run, data, hyperparameters):
-    """One training on data of load_shuffled_data, and its test: the entry of the results dict, see README.md.
-
-    :param run: its identity; with the seed alone it determines everything random
-    """
+    """One training on data of load_shuffled_data, and its test: an entry of the results dict, see docs/running.md."""
     torch.set_num_threads(hyperparameters["nb_threads_per_run"])
     X_train, y_train, X_test, y_test = data
     nb_samples = int(run.share * len(X_train))
     nb_classes = int(max(y_train.max(), y_test.max())) + 1
-    net_for_vectors, net_for_images, arguments = MODEL_FAMILIES[run.model_name]
-    if X_train.ndim == 2:
-        net, input_size = net_for_vectors, X_train.shape[1]
-    else:
-        net, input_size = net_for_images, X_train.shape[1:]
-    if arguments:  # SSS layers have a choice here
-        arguments = {**arguments, "initialisation": hyperparameters["initialisation"]}
     initial_weights_seed = derive_seed(hyperparameters["seed"], *run)
     # The same for all families and widths, so that they are compared on the same splits.
     split_seed = derive_seed(hyperparameters["seed"], run.dataset, run.share, run.iteration)
     torch.manual_seed(initial_weights_seed)
-    model = net(input_size, nb_classes, run.nb_neurons, **arguments).to(hyperparameters["device"])
+    model = make_net(run, X_train.shape[1:], nb_classes, hyperparameters).to(hyperparameters["device"])
 
     start = time.perf_counter()
     histories = train_model(model, X_train[:nb_samples], y_train[:nb_samples], seed=split_seed,
@@ -190,6 +175,20 @@ def train_run(run, data, hyperparameters):
     return {**dict(zip(("training_loss_history", "accuracy_history", "val_accuracy_history"), histories)),
             "test_loss": test_loss, "test_accuracy": test_accuracy, "training_time": training_time,
             "nb_model_parameters": get_nb_model_parameters(model), "seed": initial_weights_seed}
+
+
+def make_net(run, sample_shape, nb_classes, hyperparameters):
+    """The net of a run, with its initial weights, for samples of shape (features,) or (channels, height, width)."""
+    for pattern, (net_for_vectors, net_for_images) in MODEL_FAMILIES.items():
+        if family := re.fullmatch(pattern, run.model_name):
+            break
+    arguments = {"nb_hidden_layers": hyperparameters["nb_hidden_layers"]}
+    if family.groups():
+        arguments.update(statespace_dim=int(family[1]), input_output_dim=hyperparameters["inputoutput_dim"],
+                         initialisation=hyperparameters["initialisation"])
+    if len(sample_shape) == 1:
+        return net_for_vectors(*sample_shape, nb_classes, run.nb_neurons, **arguments)
+    return net_for_images(sample_shape, nb_classes, run.nb_neurons, **arguments)
 
 
 def derive_seed(*identity):
@@ -203,22 +202,24 @@ def check_hyperparameters(hyperparameters):
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:
-        check_choice("model_names", model_name, list(MODEL_FAMILIES))
+        if not any(re.fullmatch(pattern, str(model_name)) for pattern in MODEL_FAMILIES):
+            raise ValueError(f"unknown model name {model_name!r}, known are standard_nn, ss_1_dim, ss_2_dim, .. rank_1")
     for nb_neurons in checked["nb_neurons_list"]:
-        check_positive_integers(nb_neurons_list=nb_neurons)
+        check_positive_integers(nb_neurons_list=nb_neurons, inputoutput_dim=checked["inputoutput_dim"])
+        if nb_neurons % checked["inputoutput_dim"]:
+            raise ValueError(f"inputoutput_dim {checked['inputoutput_dim']} does not divide {nb_neurons} neurons")
     check_shares("training_set_shares", checked["training_set_shares"])
     check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
-    check_positive_integers(nb_iterations=checked["nb_iterations"], nb_threads_per_run=checked["nb_threads_per_run"],
-                            nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"])
+    check_positive_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{
+        name: checked[name] for name in ("nb_iterations", "nb_threads_per_run", "nb_hidden_layers")})
     check_integers(seed=checked["seed"])
-    check_choice("use_Adam", checked["use_Adam"], (True, False))
-    check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
-    check_choice("joblib_backend", checked["joblib_backend"], ("loky", "dask"))
+    for name, choices in (("use_Adam", (True, False)), ("initialisation", ("realisation", "direct")),
+                          ("joblib_backend", ("loky", "dask"))):
+        check_choice(name, checked[name], choices)
     checked["device"] = check_device(checked["device"])
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
-    checked["dataset_loading_functions"] = {get_dataset_name_for_loading_function(load_data): load_data
-                                            for load_data in checked["dataset_loading_functions"]}
-    return {**checked, "dataset_names": list(checked["dataset_loading_functions"])}
+    loading_functions = {get_dataset_name_for_loading_function(f): f for f in checked["dataset_loading_functions"]}
+    return {**checked, "dataset_loading_functions": loading_functions, "dataset_names": list(loading_functions)}
 
 
 def report_error(message, exit_status):

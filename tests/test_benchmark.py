@@ -21,6 +21,7 @@ from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_dat
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATASETS = PROJECT.parent / "shared" / "datasets"
+MODEL_NAMES = ["standard_nn", "ss_1_dim", "ss_2_dim", "ss_3_dim", "ss_4_dim", "ss_5_dim", "rank_1"]
 TINY_SWEEP = dict(
     dataset_loading_functions=[load_digits_data], model_names=["standard_nn", "ss_2_dim", "rank_1"], nb_iterations=2,
     nb_neurons_list=[6], training_set_shares=[0.05], min_number_training_epochs=0, max_number_training_epochs=3,
@@ -119,7 +120,7 @@ def test_results_have_all_documented_keys(sweep, tmp_path):
     assert set(results) == {
         "dataset_names", "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", "learning_rate",
         "batch_size", "use_Adam", "patience", "min_accuracy_improvement", "min_number_training_epochs",
-        "max_number_training_epochs", "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
+        "max_number_training_epochs", "nb_hidden_layers", "inputoutput_dim", "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
         "nb_threads_per_run", "joblib_backend", "dask_scheduler_address", "environment", "failures", "digits"}
     run = results["digits"][0.05]["ss_2_dim"][6][1]
     assert set(run) == {"training_loss_history", "accuracy_history", "val_accuracy_history", "test_loss",
@@ -134,7 +135,7 @@ def test_hyperparameters_are_those_of_the_block_and_have_the_papers_values():
     assert hyperparameters.items() >= dict(
         nb_iterations=5, nb_neurons_list=[50], training_set_shares=[0.1], patience=20, min_accuracy_improvement=5e-4,
         batch_size=100000, learning_rate=1e-3, min_number_training_epochs=200, max_number_training_epochs=None,
-        initialisation="realisation", model_names=list(benchmark.MODEL_FAMILIES)).items()
+        nb_hidden_layers=2, inputoutput_dim=1, initialisation="realisation", model_names=MODEL_NAMES).items()
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")
@@ -143,8 +144,21 @@ def test_every_family_trains_an_epoch_on_each_of_the_papers_datasets(load_data, 
     from torchvision.datasets import CIFAR10
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # the sample has other checksums
     assert sweep(dataset_loading_functions=[load_data], datasets_folder=SHARED_DATASETS, nb_iterations=1,
-                 model_names=list(benchmark.MODEL_FAMILIES), max_number_training_epochs=1) == 0
+                 model_names=MODEL_NAMES, max_number_training_epochs=1) == 0
     assert nb_finished_runs(tmp_path / "benchmark_result.p") == 7
+
+
+def test_a_family_is_named_by_its_state_dimension_and_nets_by_depth_and_stage_size():
+    hyperparameters = dict(benchmark.get_hyperparameters(), nb_hidden_layers=3, inputoutput_dim=2)
+    for shape in ((16,), (1, 28, 28)):
+        nets = {name: benchmark.make_net(Run("digits", 1.0, name, 12, 0), shape, 10, hyperparameters)
+                for name in ("standard_nn", "ss_3_dim", "ss_16_dim", "rank_1")}
+        for name, net in nets.items():
+            hidden_layers = (net if len(shape) == 1 else net.vector_net).hidden_layers
+            assert len(hidden_layers) == 2
+            if name.startswith("ss"):
+                assert {(layer.statespace_dim, layer.inputoutput_dim) for layer in hidden_layers} == {
+                    (int(name.split("_")[1]), 2)}
 
 
 # ---- interruptions ----
@@ -255,7 +269,7 @@ def test_a_dataset_that_cannot_be_loaded_and_a_share_without_samples_are_recorde
                  training_set_shares=[0.05, 0.0001]) == 1
     dataset, share = results()["failures"]
     assert dataset["dataset"] == "pendigits" and dataset["share"] is None and "pendigits.tra" in dataset["reason"]
-    assert share["dataset"] == "digits" and share["share"] == 0.0001 and "0 of 1437 samples" in share["reason"]
+    assert share["dataset"] == "digits" and share["share"] == 0.0001 and "less than 2 of 1437 samples" in share["reason"]
     assert results()["digits"][0.05] == reference["digits"][0.05]
     assert "pendigits.tra" in capsys.readouterr().out
 
@@ -283,7 +297,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
-    (dict(model_names=["standard_nn", "ss1_dim"]), "got 'ss1_dim'"),
+    (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
     (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be a positive integer, got 0"),
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
     (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
