@@ -6,15 +6,14 @@ prints what it measures and leaves `speed_result.p` (plain Python data) and `spe
 older file is kept under its time. Layers carry the names that their nets have in benchmark.py.
 
 "Forward" is a call without gradients, as in prediction. "Forward+backward" ends with the gradients of the input and of
-all parameters, for a given gradient of the output. Times are medians, beside them the quartiles; the file has all. A
-ratio is the time of the dense layer divided by that of the layer; above 1 the layer is faster.
+all parameters, for a given gradient of the output. A ratio is the time of the dense layer divided by that of the layer.
+Times are medians, beside them the quartiles; the file has all.
 
 A training epoch is one of model_training.train_model with all samples in a batch: the difference between trainings of
 E + 1 epochs and of one, divided by E. The samples are made-up numbers, as many and as large as those of the data sets.
 
-A multiply-add is one product with a weight and its addition, in a sample's forward pass in its plain form: the matrix
-of a dense layer, the recursion over the stages of an SSS layer. What SemiseparableLayer does takes more of them, about
-64 + 4d per input above n = 128 and n below, because few large products take less time than many tiny ones.
+A multiply-add is one product with a weight and its addition, in a sample's forward pass in its plain form: a product
+with the dense matrix, the recursion of an SSS layer. What SemiseparableLayer does takes more, but larger products.
 """
 
 import math
@@ -28,13 +27,12 @@ from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 
-# How long torch's threads spin while they wait for each other; read when torch is imported. By default ten times as
-# long, and then another program, which holds up one of them at every operation, makes a call of 1 ms take 100.
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+# How long torch's threads spin while they wait for each other, read when torch is imported. By default it is 30 times
+# this, and another program, which then holds up one of them at every operation, makes a call of 1 ms take 100.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from benchmark_results import check_writable, get_environment, get_kept_path, save_results
@@ -88,16 +86,14 @@ HYPERPARAMETERS = [name for name, value in list(globals().items())  # of the blo
                    if not name.startswith("_") and isinstance(value, (list, str, int, float, type(None)))]
 LISTS = ("nb_neurons_list", "rectangular_sizes", "batch_sizes", "statespace_dims", "epoch_cases", "epoch_layers",
          "memory_case", "memory_layers", "initialisation_sizes")
-LARGEST_SPREAD = 1.5  # of the upper quartile to the lower one, while no other program runs
-BUSY = f"* The quartiles differ by more than a factor of {LARGEST_SPREAD}: this machine is busy with something else."
+BUSY = "* The quartiles differ by more than a factor of 1.5, or other programs took 0.2 cores: this machine is busy."
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILES = [FOLDER / f"{name}.py" for name in ("speed_benchmark", "checks", "realisation", "standardmodels",
                                                    "semiseparablemodels", "rank1models", "model_training")]
 
 
 def check_hyperparameters():
-    """{name: plain value} of all hyperparameters, [] for lists that are None, and the variables above are set to these;
-    ValueError or OSError for the first that cannot work."""
+    """{name: plain value}, to which the variables above are set; ValueError or OSError for one that cannot work."""
     hyperparameters = {name: to_plain_data(globals()[name]) for name in HYPERPARAMETERS}
     hyperparameters["device"] = check_device(device)
     for name in LISTS:
@@ -114,10 +110,10 @@ def check_hyperparameters():
             check_positive_integers(**{name: hyperparameters[name]})
     check_integers(warm_up=warm_up, seed=seed)
     check_finite_numbers(min_measuring_time=min_measuring_time)
-    if not (warm_up >= 0 and min_measuring_time >= 0 and 0 <= seed < 2 ** 32):
-        raise ValueError("warm_up, min_measuring_time and seed must be 0 or more, and seed below 2 ** 32")
-    if not nb_neurons_list or not batch_sizes or len(memory_case) not in (0, 2):
-        raise ValueError("nb_neurons_list and batch_sizes must not be empty, and memory_case [n, batch size]")
+    if not (warm_up >= 0 and min_measuring_time >= 0 and 0 <= seed < 2 ** 32 and nb_neurons_list and batch_sizes
+            and len(memory_case) in (0, 2)):
+        raise ValueError("warm_up, min_measuring_time and seed must be 0 or more, seed below 2 ** 32, nb_neurons_list "
+                         "and batch_sizes not empty, memory_case [n, batch size]")
     for name in memory_layers + epoch_layers:
         if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", str(name)):
             raise ValueError(f"memory_layers and epoch_layers are standard_nn, rank_1, ss_1_dim, ..., got {name!r}")
@@ -139,7 +135,7 @@ def make_layer(name, n, nb_outputs=None):
     """The hidden layer of one of the benchmark's nets, with n inputs and, if nb_outputs is None, n outputs."""
     nb_outputs = nb_outputs or n
     if name == "standard_nn":
-        return nn.Linear(n, nb_outputs, device=device)
+        return torch.nn.Linear(n, nb_outputs, device=device)
     if name == "rank_1":
         return Rank1Layer(n, nb_outputs, device=device)
     statespace_dim = int(name.removeprefix("ss_").removesuffix("_dim"))
@@ -149,12 +145,10 @@ def make_layer(name, n, nb_outputs=None):
 
 def make_net(name, shape, nb_classes):
     """The benchmark's net for vectors or images of that shape, with the named hidden layer."""
-    n, images = epoch_nb_neurons, len(shape) > 1
-
     def make_vector_net(nb_features):
-        return FeedForwardNet(nb_features, nb_classes, n, lambda: make_layer(name, n), device=device)
-
-    return ConvNet(shape, make_vector_net, device=device) if images else make_vector_net(*shape)
+        return FeedForwardNet(nb_features, nb_classes, epoch_nb_neurons, lambda: make_layer(name, epoch_nb_neurons),
+                              device=device)
+    return ConvNet(shape, make_vector_net, device=device) if len(shape) > 1 else make_vector_net(*shape)
 
 
 def make_samples(batch_size, n, nb_outputs):
@@ -182,10 +176,8 @@ def time_call(call):
 
 
 def measure_interleaved(calls):
-    """{key: [milliseconds, ...]} of functions without arguments {key: function}.
-
-    Each repetition runs all of them once: what slows the machine down for a while hits all, the ratios hold.
-    """
+    """{key: [milliseconds, ...]} of functions without arguments {key: function}. Each repetition runs all of them once:
+    what slows the machine down for a while hits all, the ratios hold."""
     for _ in range(warm_up):
         for call in calls.values():
             call()
@@ -198,6 +190,14 @@ def measure_interleaved(calls):
     return times
 
 
+def get_foreign_time():
+    """Seconds that the cores have spent on other programs so far, NaN where the system does not tell."""
+    if not Path("/proc/stat").exists():
+        return math.nan
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 def summarise(name, times):
     """Entries of a row: the median of the times, the quartiles [lower, upper], and all of them, in milliseconds."""
     lower, median, upper = np.percentile(times, [25, 50, 75]).tolist()
@@ -207,18 +207,20 @@ def summarise(name, times):
 def measure_layers(layers, n, nb_outputs, batch_size):
     """Rows of the table, one (a dict) per layer in {name: layer}.
 
-    - n, nb_outputs, batch_size, layer, parameters, repetitions
-    - multiply_adds: per sample
+    - n, nb_outputs, batch_size, layer, parameters; multiply_adds: per sample
+    - foreign_load: number of cores that other programs kept busy meanwhile; NaN where the system does not tell
     - forward_ms, forward_quartiles_ms, forward_times_ms, forward_backward_ms, ...: see summarise
     - forward_ratio, forward_backward_ratio: NaN without a dense layer
     """
     samples, rows = make_samples(batch_size, n, nb_outputs), []
+    start, foreign_time = time.perf_counter(), get_foreign_time()
     times = measure_interleaved({(run, name): partial(run, layer, *samples) for run in (forward, forward_backward)
                                  for name, layer in layers.items()})
+    foreign_load = (get_foreign_time() - foreign_time) / (time.perf_counter() - start)
     for name, layer in layers.items():
         nb_parameters = get_nb_model_parameters(layer)
         row = {"n": n, "nb_outputs": nb_outputs, "batch_size": batch_size, "layer": name, "parameters": nb_parameters,
-               "repetitions": len(times[forward, name]), "multiply_adds": nb_parameters - nb_outputs}
+               "multiply_adds": nb_parameters - nb_outputs, "foreign_load": foreign_load}
         for run in (forward, forward_backward):
             row.update(summarise(run.__name__, times[run, name]))
             dense_ms = np.median(times.get((run, "standard_nn"), math.nan)).item()
@@ -241,8 +243,7 @@ def measure_in_own_process(prepare, *arguments):
 
 def run_prepared(hyperparameters, prepare, *arguments):
     set_up(hyperparameters)
-    run = prepare(*arguments)
-    before = get_peak_memory()
+    run, before = prepare(*arguments), get_peak_memory()
     return run(), get_peak_memory() - before
 
 
@@ -259,9 +260,8 @@ def prepare_epochs(name, nb_samples, shape, nb_classes, nb_epochs):
     y = generator.integers(nb_classes, size=nb_samples)
 
     def time_training(X, nb_epochs):
-        return time_call(partial(
-            train_model, net, X, y[:len(X)], batch_size=len(X), min_number_training_epochs=nb_epochs,
-            max_number_training_epochs=nb_epochs, seed=seed))
+        return time_call(partial(train_model, net, X, y[:len(X)], batch_size=len(X), seed=seed,
+                                 min_number_training_epochs=nb_epochs, max_number_training_epochs=nb_epochs))
 
     time_training(generator.random((2, *shape), dtype=np.float32), 1)  # loads libraries
     X = generator.random((nb_samples, *shape), dtype=np.float32)  # large and last, as above
@@ -331,8 +331,9 @@ FURTHER_MEASUREMENTS = {  # key of the result -> (heading, line for each of its 
 
 
 def is_busy(row):
-    """Whether the quartiles of a time are so far apart that other programs must have disturbed it."""
-    return any(row[key][1] > LARGEST_SPREAD * row[key][0] for key in row if key.endswith("_quartiles_ms"))
+    """Whether other programs have disturbed a time; a steady load moves no quartiles apart."""
+    quartiles = (row[key] for key in row if key.endswith("_quartiles_ms"))
+    return row.get("foreign_load", 0) > 0.2 or any(upper > 1.5 * lower for lower, upper in quartiles)
 
 
 def format_number(value):
