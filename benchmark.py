@@ -1,11 +1,11 @@
 """The benchmark of the paper: the same small nets with a dense, an SSS and a rank-1 hidden matrix, compared by test
 accuracy and number of parameters.
 
-    python benchmark.py
-
-trains every combination of the hyperparameters below, prints a table and leaves `benchmark_result.p` and
-`benchmark_result.png` beside this script. Started again it resumes, and extends what is there by what was added.
+`python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
+`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes, and extends what is there
+by what was added.
 """
+
 import hashlib
 import re
 import sys
@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmark_results import ResultsFile, get_environment
-from checks import (check_choice, check_device, check_distinct, check_integers, check_positive_integers,
+from checks import (check_choice, check_device, check_distinct, check_file_name, check_integers, check_positive_integers,
                     check_shares, to_plain_data)
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
@@ -34,6 +34,7 @@ from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 
+_other_names = {*globals(), "_other_names"} - {*globals().get("HYPERPARAMETERS", ())}  # which a reload finds here
 # ======================================================================================================================
 # Hyperparameters
 
@@ -69,8 +70,7 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name, value in list(globals().items())  # those of the block: so far no other is plain data
-                   if not name.startswith("_") and isinstance(value, (list, str, int, float, type(None)))]
+HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
 TRAINING_HYPERPARAMETERS = signature(train_model).parameters.keys() & {*HYPERPARAMETERS} - {"seed"}
 
 
@@ -199,6 +199,7 @@ def derive_seed(*identity):
 def check_hyperparameters(hyperparameters):
     """The same as plain data, loading functions by name (dict); ValueError for the first one that cannot work."""
     checked = {name: to_plain_data(value) for name, value in hyperparameters.items()}
+    check_file_name("result_file", checked["result_file"], ".png")  # the figure's
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:

@@ -52,6 +52,12 @@ def check_choice(name, value, choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_file_name(name, value, other_suffix):
+    """The value is the path of a file, whose name does not end like that of another file beside it."""
+    if not isinstance(value, str) or not value or value.endswith(other_suffix):
+        raise ValueError(f"{name} must be the name of a file that does not end in {other_suffix}, got {value!r}")
+
+
 def check_distinct(name, values):
     """The values are a list or tuple of one entry or more, none of them twice."""
     if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
@@ -88,7 +94,8 @@ def get_weight_dtype(layer):
 
 def check_dtype(X, dtype):
     """A tensor has the dtype of the parameters, unless that is None, or a floating-point one under autocast."""
-    if dtype is not None and X.dtype != dtype and not (torch.is_autocast_enabled(X.device.type) and X.is_floating_point()):
+    under_autocast = torch.is_autocast_enabled(X.device.type) and X.is_floating_point()
+    if dtype is not None and X.dtype != dtype and not under_autocast:
         or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
         raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "
                          f"convert the input, X.to({dtype}){or_module}")

@@ -21,7 +21,7 @@ from checks import check_finite_numbers, check_positive_integers
 
 VALIDATION_SHARE = 0.15
 # What a forward pass may keep for the backward one, by device: on a CPU what fits its cache, on a GPU what occupies it.
-PASS_BYTES = {"cpu": 2 ** 24, "cuda": 2 ** 30}
+PASS_BYTES = {"cpu": 12 * 2 ** 20, "cuda": 2 ** 30}
 SMALLEST_PASS = 1024  # samples; fewer would spend their time on calls
 
 
@@ -65,6 +65,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X)
     is_one_batch = bool(batch_size >= nb_training and is_same_in_training)
     training_loss_history, accuracy_history, val_accuracy_history = [], [], []
+    optimizer.zero_grad()  # of what the caller has left
     if is_one_batch:
         evaluate(model, X, y, nb_training, pass_size, add_gradients=True)
     while not _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_number_training_epochs,

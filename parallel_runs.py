@@ -6,6 +6,7 @@ returns its result, a dict, or raises. A make_run of the script that was started
 workers by value, so they import neither.
 """
 
+import asyncio
 import multiprocessing
 import os
 import pickle
@@ -38,18 +39,19 @@ def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="r
     :param cluster: what open_cluster gives
     :param title: what the runs are, in messages
     """
+    runs = list(runs)
     if nb_jobs == -1:
         nb_jobs = sum(cluster.nthreads().values()) if cluster else joblib.cpu_count()
     task = partial(_try_run, make_run=make_run, settings=settings, main_process=os.getpid())
     in_workers = partial(_in_cluster, cluster, task, data) if cluster else partial(_in_processes, task, data)
-    return _show_progress(_in_one_pass_and_another(in_workers, list(runs), nb_jobs), runs, nb_jobs, title)
+    return _show_progress(_in_one_pass_and_another(in_workers, runs, nb_jobs), runs, nb_jobs, title)
 
 
 def _in_one_pass_and_another(in_workers, runs, nb_jobs):
     """As make_runs; the runs that lose their workers in the first pass are tried again."""
     lost = yield from in_workers(runs, nb_jobs)
     for run in lost:  # alone, so that only one that kills its own worker fails
-        if (yield from in_workers([run], 2)):
+        if (yield from in_workers([run], 2)):  # of one job, joblib would take this very process for a worker
             yield run, "its worker process died twice: killed, or out of memory"
 
 
@@ -168,7 +170,7 @@ def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
                 LocalCluster(nb_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None))
             client = stack.enter_context(Client(cluster))
             client.wait_for_workers(1, timeout=60)
-        except OSError as problem:
+        except (OSError, asyncio.TimeoutError) as problem:  # the latter is no OSError before Python 3.11
             raise ValueError(f"no Dask cluster at dask_scheduler_address {scheduler_address!r}: {problem}") from problem
         if scheduler_address:
             client.upload_file(__file__)  # to the scheduler as well, which unpickles what it passes on
@@ -208,8 +210,8 @@ def _in_cluster(cluster, task, data, runs, nb_jobs):
     return lost
 
 
-def _call_pickled(function, run, data):
-    return pickle.loads(function)(pickle.loads(run), data)
+def _call_pickled(pickled_task, pickled_run, data):
+    return pickle.loads(pickled_task)(pickle.loads(pickled_run), data)
 
 
 # ---- interrupts and messages ----

@@ -1,7 +1,8 @@
 """State matrices of sequentially semiseparable matrices: realised from a dense matrix, or drawn at random.
 
-Stage k takes in `input_dims[k]` inputs and gives `output_dims[k]` outputs; the equations stand in semiseparablemodels.py.
-Here everything is a plain function of tensors, float64 on the CPU where nothing else is said.
+Stage k takes in `input_dims[k]` inputs and gives `output_dims[k]` outputs; the equations are in semiseparablemodels.py.
+Here everything is a plain function of tensors, float64 on the CPU where nothing else is said. D are the blocks on the
+diagonal; A, B, C come from those below, and E, F, G likewise from those above:
 
     T[rows of stages >= k, columns of stages < k]  =  O_k R_k        the causal Hankel block at k
                                                                      = observability times controllability
@@ -87,14 +88,16 @@ def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None
     causal = get_state_dims(input_dims, output_dims, statespace_dim)
     anticausal = get_state_dims(output_dims, input_dims, statespace_dim)
     d = max(causal + anticausal)
-    with _one_thread():
+    with _one_thread_on_the_cpu():
         A, B, C = _realise_causal_part(matrix, input_dims, output_dims, causal, d, hankel_svds)
-        # The transpose of the anticausal part is causal: G_j E_{j+1} .. E_{i-1} F_i = B_jᵀ A_{j+1}ᵀ .. A_{i-1}ᵀ C_iᵀ.
+        # The transpose of the anticausal part is causal, with Eᵀ, Gᵀ, Fᵀ in place of A, B, C:
+        # (G_j E_{j+1} .. E_{i-1} F_i)ᵀ = F_iᵀ E_{i-1}ᵀ .. E_{j+1}ᵀ G_jᵀ.
         E, G, F = (stages.mT for stages in _realise_causal_part(matrix.mT, output_dims, input_dims, anticausal, d,
                                                                 hankel_svds))
     D = matrix.new_zeros(len(input_dims), max(output_dims), max(input_dims))
-    for k, rows in enumerate(matrix.split(output_dims)):
-        D[k, :output_dims[k], :input_dims[k]] = rows.split(input_dims, 1)[k]
+    starts = zip(accumulate(output_dims, initial=0), accumulate(input_dims, initial=0))
+    for k, ((row, column), m, p) in enumerate(zip(starts, input_dims, output_dims)):
+        D[k, :p, :m] = matrix[row:row + p, column:column + m]
     return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G)
 
 
@@ -129,11 +132,13 @@ def hankel_singular_values(matrix, input_dims=None, output_dims=None):
     matrix = matrix.detach().double().cpu()
     if input_dims is None:
         input_dims, output_dims = get_stage_dims(matrix.shape[1], matrix.shape[0], 1)
-    with _one_thread():
-        rows = [[torch.linalg.svdvals(T[row:, :column]) for _, (row, column) in _hankel_positions(ins, outs)]
-                for T, ins, outs in ((matrix, input_dims, output_dims), (matrix.mT, output_dims, input_dims))]
-    padded = torch.nn.utils.rnn.pad_sequence(rows[0] + rows[1], batch_first=True)
-    return padded.unflatten(0, (2, -1)).unbind()
+    with _one_thread_on_the_cpu():
+        causal, anticausal = (
+            [torch.linalg.svdvals(T[row:, :column]) for _, (row, column) in _hankel_positions(*dims)]
+            for T, dims in ((matrix, (input_dims, output_dims)), (matrix.mT, (output_dims, input_dims))))
+    if not causal:  # a single stage
+        return matrix.new_zeros(0, 1), matrix.new_zeros(0, 1)
+    return torch.nn.utils.rnn.pad_sequence(causal + anticausal, batch_first=True).unflatten(0, (2, -1)).unbind()
 
 
 def _hankel_positions(input_dims, output_dims):
@@ -141,18 +146,19 @@ def _hankel_positions(input_dims, output_dims):
     return list(enumerate(zip(accumulate(output_dims[:-1]), accumulate(input_dims[:-1])), start=1))
 
 
-def get_hankel_svds(T, input_dims, output_dims, state_dims, smallest_size=130, nb_blocks=48):
+def get_hankel_svds(T, input_dims, output_dims, state_dims, largest_full_size=130, nb_blocks=48):
     """Iterate over k = 1 .. K-1: U (rows, d_k), sigma (d_k,), Vh (d_k, columns), the leading singular triplets of the
     causal Hankel blocks. Singular values that are zero up to rounding are zero.
 
-    Blocks with a side of up to `smallest_size` get their full decomposition. Of the others only few triplets matter,
-    and neighbours differ in few rows and columns: `nb_blocks` of them share the products of one Lanczos iteration.
+    Blocks with a side of up to `largest_full_size` get their full decomposition. Of the others only few triplets
+    matter, and neighbours differ in few rows and columns: `nb_blocks` of them share the products of one Lanczos
+    iteration.
     """
     d = max(state_dims)
-    smallest_size = max(smallest_size, 6 * (d + 5))
+    largest_full_size = max(largest_full_size, 6 * (d + 5))
     waiting = []
     for k, (row, column) in _hankel_positions(input_dims, output_dims):
-        is_large = min(len(T) - row, column) > smallest_size
+        is_large = min(len(T) - row, column) > largest_full_size
         if is_large:
             waiting.append((row, column))
         if waiting and (len(waiting) == nb_blocks or not is_large):
@@ -215,6 +221,8 @@ def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=50):
             Q[:, nb_kept], sigma_before = draw_direction(Q[:, :nb_kept]), sigma
         projected = torch.diag_embed(functional.pad(values[:, -nb_kept:], (0, nb_vectors - nb_kept)))
         nb_known = nb_kept
+    else:
+        works[:] = False
     works = works & is_converged & is_confirmed
     sigma = sigma.flip(1)
     inner = torch.bmm(vectors[:, :, -d:].mT, Q[:, :nb_vectors]).flip(1)  # (blocks, d, size), largest first
@@ -251,12 +259,13 @@ def _draw_direction(Q, mask, generator):
 
 
 @contextmanager
-def _one_thread():
+def _one_thread_on_the_cpu():
     """Thousands of small decompositions are faster on one thread than on several that wait for each other."""
     nb_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.device("cpu"):  # whatever the default device is
+            yield
     finally:
         torch.set_num_threads(nb_threads)
 
@@ -283,7 +292,7 @@ def draw_state_matrices(input_dims, output_dims, statespace_dim):
     state_dims = get_state_dims(input_dims, output_dims, statespace_dim)
     d = max(state_dims + get_state_dims(output_dims, input_dims, statespace_dim))
     fall = math.exp(-n / K / (2 * n ** FALL_EXPONENT))
-    # E T_ij² = d_k fall^(2 (i-j-1)) E B² E C² for stages i > j; scale = sqrt(E B²) = sqrt(E C²) sets its mean.
+    # mean T_ij² = d_k fall^(2 (i-j-1)) mean B² mean C² for stages i > j; scale, of B and of C, sets its mean.
     distances = torch.arange(max(K - 1, 1), dtype=torch.float64)
     mean_fall = torch.sum((len(distances) - distances) * fall ** (2 * distances)) / torch.sum(distances + 1)
     mean_dim = max(1, sum(state_dims) / len(distances))

@@ -45,12 +45,13 @@ class SemiseparableLayer(nn.Module):
 
     Inputs and outputs are split into K = nb_states consecutive parts as even as possible, a stage for each; their sizes
     are `input_dims` and `output_dims`. The parameters are stacked over the stages and zero-padded to the largest state
-    d, the most inputs m and the most outputs m' of a stage; `stage_shapes` has the true sizes. Whatever stands in the
+    d, the most inputs m and the most outputs p of a stage; `stage_shapes` has the true sizes. Whatever stands in the
     padding, it is left out and has no gradient.
 
     :param input_size: number n of inputs
     :param statespace_dim: largest number of entries of a state
-    :param inputoutput_dim: number of inputs and outputs per stage; divides the smaller size, of which it is the part
+    :param inputoutput_dim: inputs and outputs of a stage; divides the smaller size, and the larger one is split into as
+        many parts
     :param output_size: number n' of outputs; None: as many as inputs
     :param bias: whether there is one
     :param initialisation: "realisation" realises a Glorot-uniform matrix as in the paper, about O(n³) operations;
@@ -89,13 +90,14 @@ class SemiseparableLayer(nn.Module):
         self.F = zeros(K, d, m)  # input to anticausal state
         self.G = zeros(K, p, d)  # anticausal state to output
         self.register_parameter("bias", zeros(output_size) if bias else None)
-        # Chunks must be longer than their two states, or handling these costs more than the inputs do.
-        stages_per_chunk = K if max(K * m, K * p) <= LARGEST_DENSE_SIZE else max(1, max(CHUNK_SIZE, 2 * d) // max(m, p))
-        self._nb_chunks = math.ceil(K / stages_per_chunk)
+        self._nb_chunks = 1
+        if K * max(m, p) > LARGEST_DENSE_SIZE:
+            # Chunks must be longer than their two states, or handling these costs more than the inputs do.
+            self._nb_chunks = math.ceil(K / max(1, max(CHUNK_SIZE, 2 * d) // max(m, p)))
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw all parameters anew, by the layer's initialisation."""
+        """Draw all parameters anew, by the layer's initialisation, and mark the padding."""
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
@@ -135,6 +137,7 @@ class SemiseparableLayer(nn.Module):
                 raise ValueError(f"bias must have shape ({output_size},), got {tuple(values['bias'].shape)}")
             check_finite(bias=values["bias"])
         layer._set_parameters(values)
+        layer.initialisation = "realisation"  # for reset_parameters
         return layer
 
     @classmethod
@@ -196,7 +199,7 @@ class SemiseparableLayer(nn.Module):
         chunks = [matrices.to(u.dtype) for matrices in _merge_stages(M, *self.D.shape[1:], self._nb_chunks)]
         bias = bias if bias is None else bias.to(u.dtype)
         if self._nb_chunks == 1:
-            T = chunks[0][0]  # (K p, K m)
+            T = chunks[0][0]  # (K p, K m), of which an uneven split uses a part
             T = T if self._output_index is None else T[self._output_index]
             return functional.linear(u, T if self._input_index is None else T[:, self._input_index], bias)
         A, B, C, D, E, F, G = chunks
@@ -273,7 +276,7 @@ def _merge_stages(M, p, m, nb_chunks):
     M, nb_empty = _flush_denormals(M).unflatten(0, (2, nb_chunks)), 2 ** (S - 1).bit_length() - S
     Y, _, X = M.split_with_sizes((S * p, nb_empty * p, d), 2)
     (C, G), (D, D_anticausal), _ = Y.split_with_sizes((d, S * m, nb_empty * m), 3)
-    # The anticausal part's chunks, and the stages in them, back into the order of the causal one
+    # The anticausal part back into the order of the causal one: the chunks, and the stages in rows and columns
     D = D + D_anticausal.reshape(nb_chunks, S, p, S, m).flip(0, 1, 3).reshape(nb_chunks, S * p, S * m)
     if nb_chunks == 1:
         return [D]
@@ -348,7 +351,7 @@ class _ApplyChunks(Function):
     @staticmethod
     def backward(ctx, grad_y):
         *inputs, B_F, C_G_bias, X = ctx.saved_tensors
-        if torch.is_grad_enabled():  # these gradients are to be differentiated once more
+        if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated once more
             wanted = [i for i in inputs if i.requires_grad]
             gradients = iter(torch.autograd.grad(_apply_chunks(*inputs), wanted, grad_y, create_graph=True))
             return tuple(next(gradients) if i.requires_grad else None for i in inputs)
@@ -369,7 +372,7 @@ class _ApplyChunks(Function):
             _slices(grad_u, K).baddbmm_(grad_Y, D)
         grad_A, grad_E = torch.bmm(grad_S[:, :d], X[:, :d].mT), torch.bmm(grad_S[:, d:], X[:, d:2 * d].mT)
         grad_B, grad_F = torch.bmm(grad_S, U).split(d, 1)
-        # Of the two ways to multiply with X, the one that gives the transpose is many times faster in MKL.
+        # bmm(grad_Yᵀ, Xᵀ) is the same, but many times slower in MKL.
         grad_C, grad_G, grad_bias = torch.bmm(X, grad_Y).mT.split((d, d, 1), 2)
         grad_D = torch.bmm(grad_Y.mT, U)
         return grad_u, grad_A, grad_B, grad_C, grad_D, grad_E, grad_F, grad_G, grad_bias.reshape(bias.shape)

@@ -36,13 +36,14 @@ import torch
 from tqdm import tqdm
 
 from benchmark_results import check_writable, get_environment, get_kept_path, save_results
-from checks import check_device, check_finite_numbers, check_integers, check_positive_integers, to_plain_data
+from checks import check_device, check_file_name, check_finite_numbers, check_integers, check_positive_integers, to_plain_data
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
 from standardmodels import ConvNet, FeedForwardNet
 
+_other_names = {*globals(), "_other_names"} - {*globals().get("HYPERPARAMETERS", ())}  # which a reload finds here
 # ======================================================================================================================
 # Hyperparameters
 
@@ -82,8 +83,7 @@ initialisation_sizes = [500]  # n for which the paper's initialisation is timed;
 initialisation_statespace_dim = 5  # d of these layers
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name, value in list(globals().items())  # of the block, no other is plain data so far
-                   if not name.startswith("_") and isinstance(value, (list, str, int, float, type(None)))]
+HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
 LISTS = ("nb_neurons_list", "rectangular_sizes", "batch_sizes", "statespace_dims", "epoch_cases", "epoch_layers",
          "memory_case", "memory_layers", "initialisation_sizes")
 BUSY = "* The quartiles differ by more than a factor of 1.5, or other programs took 0.2 cores: this machine is busy."
@@ -125,8 +125,7 @@ def check_hyperparameters():
             make_net("standard_nn", shape, nb_classes)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"rectangular_sizes or epoch_cases: {problem}") from problem
-    if not isinstance(result_file, str) or result_file.endswith(".png"):
-        raise ValueError(f"result_file must be the name of a file such as speed_result.p, got {result_file!r}")
+    check_file_name("result_file", result_file, ".png")  # the figure's
     check_writable(FOLDER / result_file)
     return hyperparameters
 

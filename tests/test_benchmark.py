@@ -1,8 +1,10 @@
 """The sweep: what a run depends on, interruptions, faults. Many runs at a time: see test_parallel_runs.py."""
 
+import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,12 +132,25 @@ def test_results_have_all_documented_keys(sweep, tmp_path):
 
 def test_hyperparameters_are_those_of_the_block_and_have_the_papers_values():
     block = (PROJECT / "benchmark.py").read_text(encoding="utf-8").split("\n# ====")[1]
-    hyperparameters = benchmark.get_hyperparameters()
+    hyperparameters = importlib.reload(benchmark).get_hyperparameters()
     assert set(hyperparameters) == set(re.findall(r"^(\w+) = ", block, re.MULTILINE))
     assert hyperparameters.items() >= dict(
         nb_iterations=5, nb_neurons_list=[50], training_set_shares=[0.1], patience=20, min_accuracy_improvement=5e-4,
         batch_size=100000, learning_rate=1e-3, min_number_training_epochs=200, max_number_training_epochs=None,
         nb_hidden_layers=2, inputoutput_dim=1, initialisation="realisation", model_names=MODEL_NAMES).items()
+
+
+def test_hyperparameters_of_any_type_reach_the_check(tmp_path):
+    for file in PROJECT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    script = (tmp_path / "benchmark.py").read_text(encoding="utf-8").replace("nb_neurons_list = [50]", """
+import numpy as np
+nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cpu")""").replace("seed = 0", "").replace(
+        'device = "cpu"', "").replace("nb_iterations = 5", "nb_iterations = load_digits_data")
+    (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
+    process = subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, text=True, capture_output=True)
+    assert process.returncode == 2
+    assert process.stderr.startswith("benchmark.py: nb_iterations must be a positive integer, got <function load_digits")
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")
@@ -297,6 +312,8 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
+    (dict(result_file=None), "result_file must be the name of a file"), (dict(result_file="r.png"), "got 'r.png'"),
+    (dict(inputoutput_dim=4), "inputoutput_dim 4 does not divide 6 neurons"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
     (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be a positive integer, got 0"),
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),

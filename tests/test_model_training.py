@@ -141,6 +141,12 @@ def test_nets_with_dropout_batch_norm_and_frozen_parameters_train(layer, nb_samp
     train_as_plainly(net, make_data(nb_samples), batch_size=batch_size, max_number_training_epochs=4)
 
 
+def test_gradients_left_from_before_have_no_influence():
+    nets = [make_net(dtype=torch.float64), make_net(dtype=torch.float64)]
+    nets[0](torch.ones(3, 5, dtype=torch.float64)).square().sum().backward()
+    assert train(nets[0]) == train(nets[1])
+
+
 def test_images_train():
     X, y = np.random.default_rng(0).integers(256, size=(20, 1, 28, 28)).astype(np.uint8), np.arange(20) % NB_CLASSES
     torch.manual_seed(0)

@@ -219,3 +219,40 @@ def test_same_seed_gives_the_same_net(make, shape):
 def test_sizes_and_inputs_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own future
+def test_nets_work_with_quantised_and_replaced_submodules():
+    for make in VECTOR_NETS:
+        net, X = make(6, 4, 9), torch.randn(5, 6)
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(net), {nn.Linear})
+        torch.testing.assert_close(quantised(X), net(X), rtol=0.2, atol=0.1)
+        net.input_layer = nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9))
+        assert net(X).shape == (5, 4)
+
+
+@pytest.mark.parametrize("make", IMAGE_NETS + VECTOR_NETS)
+def test_nets_have_as_many_hidden_layers_as_asked_for(make):
+    sizes = ((1, 28, 28) if make in IMAGE_NETS else 6, 4, 12)
+    for nb_hidden_layers in (1, 2, 4):
+        net = make(*sizes, nb_hidden_layers=nb_hidden_layers)
+        assert len(getattr(net, "vector_net", net).hidden_layers) == nb_hidden_layers - 1
+    with pytest.raises(ValueError, match="nb_hidden_layers must be a positive integer, got 0"):
+        make(*sizes, nb_hidden_layers=0)
+
+
+def test_stages_of_the_ss_nets_take_input_output_dim_inputs():
+    for net in (TwoHiddenLayeredSSNet(6, 4, 12, 3, 2), SSSTHLConvNet((1, 28, 28), 4, 12, 3, 2).vector_net):
+        assert (net.hidden_layers[0].statespace_dim, net.hidden_layers[0].inputoutput_dim) == (3, 2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rank_1_layer_of_any_sizes_equals_its_dense_matrix_and_is_reset_to_a_new_one(bias):
+    layer, u = Rank1Layer(7, 4, bias, dtype=torch.float64), torch.randn(2, 3, 7, dtype=torch.float64)
+    torch.testing.assert_close(layer(u), u @ layer.v1 @ layer.v2 + (layer.bias if bias else 0))
+    assert layer(u).shape == (2, 3, 4) and (layer.bias is not None) == bias
+    torch.manual_seed(5)
+    expected = Rank1Layer(7, 4, bias, dtype=torch.float64)
+    torch.manual_seed(5)
+    layer.reset_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), expected.parameters()))

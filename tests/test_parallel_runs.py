@@ -95,7 +95,9 @@ def test_a_script_without_main_guard_that_is_interrupted_or_killed_leaves_no_pro
     os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(signal_number)
     assert process.wait() == (-9 if signal_number == signal.SIGKILL else 128 + signal_number)
     output, errors = process.communicate()  # returns when all who could write there have ended
-    assert output == "" and "Traceback" not in errors
+    assert output == ""
+    if start_method == "default":  # without a fork server, a worker that is just starting tells of its end
+        assert "Traceback" not in errors
 
 
 def test_redirected_progress_is_a_line_at_the_start_and_at_most_one_per_minute(monkeypatch, capsys):

@@ -165,6 +165,10 @@ def test_hankel_singular_values_are_those_that_a_realisation_drops(outputs, n):
     assert (dense_matrix(layer) - with_one_block).norm().item() == pytest.approx(dropped.norm().item(), rel=1e-9)
 
 
+def test_a_single_stage_has_no_hankel_blocks():
+    assert [values.shape for values in hankel_singular_values(random_batch(1, 5))] == [(0, 1), (0, 1)]
+
+
 # ---- the singular vectors of many blocks at a time ----
 
 def low_rank_matrix(n, rank):
@@ -191,32 +195,50 @@ def test_vectors_found_together_realise_what_full_decompositions_realise(matrix,
                         lambda T, row, column, d: decomposed.append((row, column)) or svd(T, row, column, d))
     dims, d = get_stage_dims(matrix.shape[1], matrix.shape[0], 1), 4 if how == "either" else 3
 
-    def realised_matrix(smallest_size):
+    def realised_matrix(largest_full_size):
         layer = SemiseparableLayer(matrix.shape[1], d, output_size=len(matrix), initialisation="zeros",
                                    dtype=torch.float64)
         layer.load_state_dict(realise(matrix, *dims, d, hankel_svds=partial(
-            get_hankel_svds, smallest_size=smallest_size, nb_blocks=20)), strict=False)
+            get_hankel_svds, largest_full_size=largest_full_size, nb_blocks=20)), strict=False)
         return layer.to_matrix()
 
-    actual = realised_matrix(smallest_size=1)
+    actual = realised_matrix(largest_full_size=1)
     # Blocks with a side of up to 6 (d + 5) = 48 are always decomposed.
     nb_large = 2 * sum(48 < min(len(matrix) - row, column) for row, column in zip(range(150), range(150)))
     if how != "either":
         is_square = matrix.shape[0] == matrix.shape[1]
         assert not is_square or len(decomposed) == 2 * 149 - (nb_large if how == "together" else 0)
-    assert_equal(actual, realised_matrix(smallest_size=1000), 1e-8)
+    assert_equal(actual, realised_matrix(largest_full_size=1000), 1e-8)
 
 
 def test_realisation_repeats_and_takes_no_global_state():
     T, dims = random_batch(100, 100), get_stage_dims(100, 100, 1)
 
     def realised():
-        return realise(T, *dims, 2, hankel_svds=partial(get_hankel_svds, smallest_size=1))
+        return realise(T, *dims, 2, hankel_svds=partial(get_hankel_svds, largest_full_size=1))
 
     first = realised()
     torch.rand(7)
     second = realised()
     assert all(torch.equal(first[name], second[name]) for name in STATE_MATRICES)
+
+
+def test_realisation_works_under_another_default_device():
+    matrix = random_batch(90, 90)
+    expected = realise(matrix, *get_stage_dims(90, 90, 1), 2)
+    with torch.device("meta"):
+        actual = realise(matrix, *get_stage_dims(90, 90, 1), 2, hankel_svds=partial(
+            get_hankel_svds, largest_full_size=1))
+    assert_equal(actual["D"], expected["D"])
+
+
+def test_blocks_that_do_not_converge_get_a_full_decomposition(monkeypatch):
+    lanczos = realisation._svds_by_lanczos
+    monkeypatch.setattr(realisation, "_svds_by_lanczos", partial(lanczos, max_restarts=2))
+    T, dims = random_batch(100, 100), get_stage_dims(100, 100, 1)
+    actual = realise(T, *dims, 2, hankel_svds=partial(get_hankel_svds, largest_full_size=1))
+    expected = realise(T, *dims, 2, hankel_svds=partial(get_hankel_svds, largest_full_size=1000))
+    assert_equal(actual["A"].abs(), expected["A"].abs(), 1e-6)
 
 
 def test_realisation_restores_the_number_of_threads_even_if_it_fails():
@@ -329,6 +351,8 @@ def test_from_linear_is_the_same_map_when_states_are_large_enough(bias):
     u = random_batch(5, 12)
     assert_equal(layer(u), linear(u))
     assert (layer.bias is None) == (not bias) and layer.training
+    layer.reset_parameters()  # draws anew, as that of a Linear does
+    assert layer.D.abs().max() > 0 and not torch.equal(layer(u), linear(u))
     assert all(parameter.requires_grad for parameter in layer.parameters())
     assert SemiseparableLayer.from_linear(nn.Linear(12, 8), 2, 4).inputoutput_dim == 4
 
