@@ -93,7 +93,7 @@ class SemiseparableLayer(nn.Module):
         self._nb_chunks = 1
         if K * max(m, p) > LARGEST_DENSE_SIZE:
             # Chunks must be longer than their two states, or handling these costs more than the inputs do.
-            self._nb_chunks = math.ceil(K / max(1, max(CHUNK_SIZE, 2 * d) // max(m, p)))
+            self._nb_chunks = math.ceil(K / 2 ** round(math.log2(max(CHUNK_SIZE, 2 * d, m, p) / max(m, p))))
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -200,8 +200,8 @@ class SemiseparableLayer(nn.Module):
         bias = bias if bias is None else bias.to(u.dtype)
         if self._nb_chunks == 1:
             T = chunks[0][0]  # (K p, K m), of which an uneven split uses a part
-            T = T if self._output_index is None else T[self._output_index]
-            return functional.linear(u, T if self._input_index is None else T[:, self._input_index], bias)
+            T = T if self._output_index is None else T.index_select(0, self._output_index)
+            return functional.linear(u, T if self._input_index is None else T.index_select(1, self._input_index), bias)
         A, B, C, D, E, F, G = chunks
         nb_chunks, nb_outputs, nb_inputs = D.shape
         u = _spread(u, self._input_index, nb_chunks * nb_inputs)
@@ -210,7 +210,8 @@ class SemiseparableLayer(nn.Module):
         # Compilers and functorch's transforms cannot see through what _ApplyChunks writes in place.
         plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         y = (_apply_chunks if plain else _ApplyChunks.apply)(u, A, B, C, D, E, F, G, bias)
-        return y[:, :self.output_size].contiguous() if self._output_index is None else y[:, self._output_index]
+        return y.index_select(1, self._output_index) if self._output_index is not None else (
+            y[:, :self.output_size].contiguous())
 
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
