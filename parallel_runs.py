@@ -10,18 +10,22 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.backend.context import set_start_method
 from tqdm import tqdm
 
@@ -94,28 +98,48 @@ def _in_processes(task, data, runs, nb_jobs):
     """Iterate over (run, result or reason) as they end; returns the runs that were lost with a worker."""
     start_fork_server()
     lost = []
-    while runs:
-        begun, ended = [], set()
+    with _in_shared_memory(data) as shared_data:
+        while runs:
+            begun, ended = [], set()
 
-        def tasks():
-            for run in runs:
-                begun.append(run)
-                yield joblib.delayed(task)(run, data)
+            def tasks():
+                for run in runs:
+                    begun.append(run)
+                    yield joblib.delayed(task)(run, shared_data)
 
-        try:
             # Without batches and stock, a worker that is killed takes no other runs with it than those in hand.
-            parallel = joblib.Parallel(nb_jobs, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
-            with _hidden_main_module():
-                results = parallel(tasks())
-            for run, result in results:
-                ended.add(run)
-                yield run, result
-        except Exception:  # a task raises none: a worker was killed
-            if ended.issuperset(begun):
-                raise
-        lost += [run for run in begun if run not in ended]
-        runs = runs[len(begun):]
+            parallel = joblib.Parallel(nb_jobs, batch_size=1, pre_dispatch="n_jobs", max_nbytes=None,
+                                       return_as="generator_unordered")
+            try:
+                with _hidden_main_module():
+                    results = parallel(tasks())
+                for run, result in results:
+                    ended.add(run)
+                    yield run, result
+            except Exception:  # a task raises none: a worker was killed
+                if ended.issuperset(begun):
+                    raise
+            lost += [run for run in begun if run not in ended]
+            runs = runs[len(begun):]
     return lost
+
+
+@contextmanager
+def _in_shared_memory(arrays):
+    """The arrays as read-only memory maps, which joblib hands to processes by their names.
+
+    Those that joblib makes itself are traced by a process that forks do not share, which complains in the end.
+    """
+    memory, nb_bytes = Path("/dev/shm"), sum(array.nbytes for array in arrays)
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > 2 * nb_bytes
+    folder = tempfile.mkdtemp(prefix="parallel_runs_", dir=memory if has_room else None)
+    resource_tracker.register(folder, "folder")  # removes it if this process is killed
+    try:
+        yield tuple(joblib.load(joblib.dump(array, f"{folder}/{i}")[0], mmap_mode="r") if array.size else array
+                    for i, array in enumerate(arrays))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        resource_tracker.unregister(folder, "folder")
 
 
 @contextmanager

@@ -66,7 +66,7 @@ result_file = "speed_result.p"  # relative to this script; the figure goes besid
 
 # training epochs, on one thread, each case and layer in a process of its own; None or [] leaves them out
 epoch_cases = [  # (name, samples, shape of one, classes, E), the sizes of the official training data
-    ("pendigits, share 0.1", 749, (16,), 10, 100),
+    ("pendigits, share 0.1", 749, (16,), 10, 300),
     ("pendigits", 7494, (16,), 10, 20),
     ("hand_posture", 62476, (36,), 5, 4),
     ("mnist", 60000, (1, 28, 28), 10, 1),
