@@ -24,8 +24,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmark_results import ResultsFile, get_environment
-from checks import (check_choice, check_device, check_distinct, check_file_name, check_integers, check_positive_integers,
-                    check_shares, to_plain_data)
+from checks import (check_choice, check_device, check_distinct, check_file_name, check_integers,
+                    check_positive_integers, check_shares, to_plain_data)
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -96,9 +96,10 @@ def start_fork_server(modules=()):
 
 def _in_processes(task, data, runs, nb_jobs):
     """Iterate over (run, result or reason) as they end; returns the runs that were lost with a worker."""
-    start_fork_server()
+    if nb_jobs > 1:  # else joblib takes this very process
+        start_fork_server()
     lost = []
-    with _in_shared_memory(data) as shared_data:
+    with _in_shared_memory(data) if nb_jobs > 1 else nullcontext(data) as shared_data:
         while runs:
             begun, ended = [], set()
 

@@ -181,9 +181,9 @@ def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=50):
     """The d leading singular triplets of T[row:, :column] for all positions (row, column), which ascend.
 
     Lanczos iteration with thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000) for the eigenvectors
-    of H Hᵀ or Hᵀ H, whichever is smaller, for all blocks H at once: H stands for the matrix that holds them all, and
-    each block masks the rows and columns that it lacks. Blocks for which it does not work get a full decomposition:
-    those with too small singular values, which squares lose, and those that do not converge.
+    of H Hᵀ or Hᵀ H, whichever is smaller, for all blocks H at once: H stands for the matrix that holds them all,
+    and each block masks the rows and columns that it lacks. Blocks for which it does not work get a full
+    decomposition: those with too small singular values, which squares lose, and those that do not converge.
     """
     first_row, last_column = positions[0][0], positions[-1][1]
     rows, columns = torch.tensor(positions).T[:, :, None]  # (blocks, 1) each

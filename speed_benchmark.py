@@ -16,6 +16,7 @@ A multiply-add is one product with a weight and its addition, in a sample's forw
 with the dense matrix, the recursion of an SSS layer. What SemiseparableLayer does takes more, but larger products.
 """
 
+import copy
 import math
 import multiprocessing
 import os
@@ -36,7 +37,8 @@ import torch
 from tqdm import tqdm
 
 from benchmark_results import check_writable, get_environment, get_kept_path, save_results
-from checks import check_device, check_file_name, check_finite_numbers, check_integers, check_positive_integers, to_plain_data
+from checks import (check_device, check_file_name, check_finite_numbers, check_integers, check_positive_integers,
+                    to_plain_data)
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
@@ -259,15 +261,14 @@ def prepare_epochs(name, nb_samples, shape, nb_classes, nb_epochs):
     y = generator.integers(nb_classes, size=nb_samples)
 
     def time_training(X, nb_epochs):
-        return time_call(partial(train_model, net, X, y[:len(X)], batch_size=len(X), seed=seed,
+        return time_call(partial(train_model, copy.deepcopy(net), X, y[:len(X)], batch_size=len(X), seed=seed,
                                  min_number_training_epochs=nb_epochs, max_number_training_epochs=nb_epochs))
 
     time_training(generator.random((2, *shape), dtype=np.float32), 1)  # loads libraries
     X = generator.random((nb_samples, *shape), dtype=np.float32)  # large and last, as above
     counts = ([1, nb_epochs + 1] * (epoch_repetitions + 1))[:epoch_repetitions + 2]
-    # Without the first difference, for the first training also has to get its memory.
     return lambda: [(later_ms - ms) / (later - count) for (count, ms), (later, later_ms) in pairwise(
-        (count, time_training(X, count)) for count in counts)][1:]
+        (count, time_training(X, count)) for count in counts)][1:]  # the first training also has to get its memory
 
 
 def get_peak_memory():

@@ -19,7 +19,8 @@ def test_the_layer_runs_in_a_folder_with_exactly_the_files_that_the_readme_names
 import sys
 from pathlib import Path
 assert y.shape == (32, 10) and layer.to_matrix().shape == (128, 128)
-print(*sorted({Path(m.__file__).name for m in sys.modules.values() if str(Path.cwd()) in str(getattr(m, "__file__", ""))}))
+print(*sorted({Path(module.__file__).name for module in sys.modules.values()
+               if str(Path.cwd()) in str(getattr(module, "__file__", ""))}))
 """
     (tmp_path / "example.py").write_text("import os, sys\nsys.path.insert(0, os.getcwd())\n" + code, encoding="utf-8")
     output = subprocess.run([sys.executable, "-I", "example.py"], cwd=tmp_path, check=True, text=True,

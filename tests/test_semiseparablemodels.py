@@ -1,5 +1,5 @@
-"""Facts about the SSS matrix that a layer applies. References: the dense matrix of its definition (sss_reference.py) and
-the layer's own recursion, which is held against that matrix first."""
+"""Facts about the SSS matrix that a layer applies. References: the dense matrix of its definition (sss_reference.py),
+and the layer's own recursion, which is held against that matrix first."""
 
 import copy
 import re
@@ -16,19 +16,20 @@ import semiseparablemodels
 from model_training import get_nb_model_parameters
 from rank1models import Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet, _merge_stages, _stage_matrices
-from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_gradients_equal, by_definition, dense_matrix,
-                           make_layer, outputs_and_gradients, padding_of, random_batch, stages_of, true_shapes)
+from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_gradients_equal, by_definition,
+                           dense_matrix, make_layer, outputs_and_gradients, padding_of, random_batch, stages_of, true_shapes)
 from standardmodels import StandardTHLFFNN
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
 
 # (input_size, statespace_dim, inputoutput_dim): K = 1, 2, 3 and more stages, states larger than the layer
-SIZES = [(1, 1, 1), (1, 3, 1), (2, 1, 1), (3, 2, 1), (6, 4, 6), (6, 2, 3), (9, 2, 3), (5, 9, 1), (12, 20, 2), (13, 3, 1),
-         (24, 5, 2), (30, 4, 10), (50, 5, 1)]
+SIZES = [(1, 1, 1), (1, 3, 1), (2, 1, 1), (3, 2, 1), (6, 4, 6), (6, 2, 3), (9, 2, 3), (5, 9, 1), (12, 20, 2),
+         (13, 3, 1), (24, 5, 2), (30, 4, 10), (50, 5, 1)]
 # above LARGEST_DENSE_SIZE, several chunks as they come: full and not full, with and without empty stages in each
 LARGE_SIZES = [(129, 1, 1), (150, 5, 1), (200, 3, 8), (260, 2, 130), (150, 40, 50), (131, 9, 131), (300, 2, 1)]
-# (input_size, output_size, statespace_dim, inputoutput_dim): more inputs and more outputs, even and uneven splits, K = 1, 2
-RECTANGULAR_SIZES = [(6, 1, 2, 1), (1, 6, 2, 1), (7, 2, 3, 1), (2, 7, 9, 1), (12, 6, 2, 1), (12, 6, 3, 2), (22, 13, 3, 1),
+# (input_size, output_size, statespace_dim, inputoutput_dim): more inputs or outputs, even and uneven splits, K = 1, 2
+RECTANGULAR_SIZES = [(6, 1, 2, 1), (1, 6, 2, 1), (7, 2, 3, 1), (2, 7, 9, 1), (12, 6, 2, 1), (12, 6, 3, 2),
+                     (22, 13, 3, 1),
                      (13, 22, 3, 1), (30, 20, 4, 10), (11, 29, 2, 1)]
 LARGE_RECTANGULAR_SIZES = [(290, 70, 3, 1), (64, 210, 2, 2), (300, 150, 2, 1), (784, 256, 4, 1)]
 # Most tests take 22 inputs: in chunks of 3, the last of several is not full, and each gets an empty stage to be merged.
@@ -254,7 +255,8 @@ def test_nets_have_the_published_numbers_of_parameters():
 
 def test_repr_names_the_sizes_and_defaults_are_ten_states_and_one_input():
     assert repr(SemiseparableLayer(30)) == (
-        "SemiseparableLayer(input_size=30, output_size=30, statespace_dim=10, inputoutput_dim=1, nb_states=30, bias=True)")
+        "SemiseparableLayer(input_size=30, output_size=30, statespace_dim=10, inputoutput_dim=1, nb_states=30, "
+        "bias=True)")
 
 
 # ---- products of many small A_k ----
@@ -307,7 +309,8 @@ def test_parameters_that_are_not_finite_show_in_the_output(value, chunk_size, se
 # ---- arguments and inputs that do not fit ----
 
 @pytest.mark.parametrize("arguments, message", [
-    ((10, 1, 3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 10"), ((0,), "input_size must be a positive integer, got 0"),
+    ((10, 1, 3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 10"),
+    ((0,), "input_size must be a positive integer, got 0"),
     ((8, 1.5), "statespace_dim must be a positive integer, got 1.5"),
     ((8, 1, -2), "inputoutput_dim must be a positive integer, got -2")])
 def test_sizes_that_do_not_fit_are_named(arguments, message):
