@@ -15,10 +15,8 @@ from inspect import signature
 from pathlib import Path
 
 from parallel_runs import Interrupted, describe, interrupts_as_exceptions, make_runs, open_cluster, start_fork_server
-
 if __name__ == "__main__":  # so that workers are forks of a process that imports these while this one does
     start_fork_server(["torch._dynamo", "sklearn.model_selection"])
-
 import numpy as np
 import torch
 from filelock import FileLock, Timeout

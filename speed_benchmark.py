@@ -31,7 +31,6 @@ from pathlib import Path
 # How long torch's threads spin while they wait for each other, read when torch is imported. By default it is 30 times
 # this, and another program, which then holds up one of them at every operation, makes a call of 1 ms take 100.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import numpy as np
 import torch
 from tqdm import tqdm

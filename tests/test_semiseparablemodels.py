@@ -17,7 +17,8 @@ from model_training import get_nb_model_parameters
 from rank1models import Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet, _merge_stages, _stage_matrices
 from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_gradients_equal, by_definition,
-                           dense_matrix, make_layer, outputs_and_gradients, padding_of, random_batch, stages_of, true_shapes)
+                           dense_matrix, make_layer, outputs_and_gradients, padding_of, random_batch, stages_of,
+                           true_shapes)
 from standardmodels import StandardTHLFFNN
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
