@@ -12,6 +12,7 @@ gradient of step t + 1 is taken with the weights after step t: its loss and accu
 import copy
 import math
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -121,12 +122,10 @@ def evaluate(model, X, y, nb_training, pass_size, add_gradients=False):
     :param pass_size: samples that go through the net at a time
     :param add_gradients: add the gradients of the loss to those of the parameters
     """
-    was_training = model.training
-    model.train(add_gradients)
     loss, is_right = torch.zeros((), device=X.device), []
     for start, X_part, y_part in zip(range(0, len(X), pass_size), X.split(pass_size), y.split(pass_size)):
         nb_with_loss = min(max(nb_training - start, 0), len(X_part))
-        with torch.set_grad_enabled(add_gradients and nb_with_loss > 0):
+        with _in_mode(model, add_gradients), torch.set_grad_enabled(add_gradients and nb_with_loss > 0):
             y_pred = model(X_part)
             if nb_with_loss:
                 part = get_loss(y_part[:nb_with_loss], y_pred[:nb_with_loss]) * (nb_with_loss / nb_training)
@@ -134,9 +133,19 @@ def evaluate(model, X, y, nb_training, pass_size, add_gradients=False):
         if add_gradients and nb_with_loss:
             part.backward()
         is_right.append(y_pred.detach().argmax(1) == y_part)
-    model.train(was_training)
     is_right = torch.cat(is_right).double()
     return loss.item(), is_right[:nb_training].mean().item(), is_right[nb_training:].mean().item()
+
+
+@contextmanager
+def _in_mode(model, training):
+    """The model in training or in evaluation mode, and afterwards in its own again."""
+    was_training = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _is_same_in_training(model, X):
@@ -151,15 +160,12 @@ def _get_pass_size(model, X):
     def get_nb_bytes(nb_samples):
         samples = X[:1].expand(nb_samples, *X.shape[1:])
         sizes = [samples.nbytes]
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
+        with _in_mode(model, False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
                 lambda tensor: sizes.append(tensor.nbytes), lambda size: size):
             model(samples)
         return sum(sizes)
 
-    was_training = model.training
-    model.eval()
     nb_bytes_per_sample = get_nb_bytes(2) - get_nb_bytes(1)  # parameters, kept as well, cancel out
-    model.train(was_training)
     return max(SMALLEST_PASS, PASS_BYTES.get(X.device.type, PASS_BYTES["cuda"]) // nb_bytes_per_sample)
 
 
@@ -233,10 +239,8 @@ def _to_tensors(model, X, y, rows=None):
     if not finite.all():
         raise ValueError(f"X has {(~finite).sum()} of {len(X)} samples with NaN or infinite values, "
                          f"the first is sample {rows[~finite].min()}; remove or replace them")
-    was_training = model.training
-    with torch.no_grad():
-        nb_classes = model.eval()(X[:1]).shape[1]
-    model.train(was_training)
+    with _in_mode(model, False), torch.no_grad():
+        nb_classes = model(X[:1]).shape[1]
     if y.min() < 0 or y.max() >= nb_classes:
         raise ValueError(f"labels must be 0 .. {nb_classes - 1}, one per output of the model, "
                          f"got {int(y.min())} .. {int(y.max())}")

@@ -272,6 +272,8 @@ def interrupts_as_exceptions():
 
 def _show_progress(results, runs, nb_jobs, title):
     """Pass (run, result) on; a line at the start, then a bar on a terminal, else at most a line per minute."""
+    if not runs:
+        return
     print(f"{title}: {len(runs)} runs, {min(nb_jobs, len(runs))} at a time", flush=True)
     unfinished, last_line, time_left = dict.fromkeys(runs), time.monotonic(), ""
     with tqdm(total=len(runs), disable=not sys.stderr.isatty(), dynamic_ncols=True,
