@@ -229,7 +229,7 @@ class SemiseparableLayer(nn.Module):
 def _spread(values, index, size):
     """Values (.., n) at the given places of zeros (.., size), the first ones if index is None."""
     if index is not None:
-        return values.new_zeros(*values.shape[:-1], size).index_copy(-1, index, values)
+        return values.new_zeros(*values.shape[:-1], size).index_copy_(-1, index, values)
     return functional.pad(values, (0, size - values.shape[-1])) if size > values.shape[-1] else values
 
 
