@@ -2,8 +2,7 @@
 accuracy and number of parameters.
 
 `python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
-`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes, and extends what is there
-by what was added.
+`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes or extends what is there.
 """
 
 import hashlib
@@ -56,6 +55,8 @@ patience = 20  # epochs without better validation accuracy after which training 
 min_accuracy_improvement = 5e-4  # what counts as better, as a share of the validation samples
 min_number_training_epochs = 200
 max_number_training_epochs = None  # None as in the paper: no limit
+standardise_inputs = False  # True: features, or channels of images, to mean 0 and deviation 1 over the training part
+softmax_twice = True  # as in the paper; False: cross-entropy of the probabilities themselves
 seed = 0  # everything random derives from it and the run's identity
 
 # where and how; none of these changes results, but for rounding on another device or number of threads
@@ -91,10 +92,10 @@ WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after
 SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
 
 
-def main():
+def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
-        hyperparameters = check_hyperparameters(get_hyperparameters())
+        hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
         path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
         with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
@@ -169,9 +170,9 @@ def train_run(run, data, hyperparameters):
     histories = train_model(model, X_train[:nb_samples], y_train[:nb_samples], seed=split_seed,
                             **{name: hyperparameters[name] for name in TRAINING_HYPERPARAMETERS})
     training_time = time.perf_counter() - start
-    test_loss, test_accuracy = get_loss_and_accuracy(model, X_test, y_test)
+    test = get_loss_and_accuracy(model, X_test, y_test, softmax_twice=hyperparameters["softmax_twice"])
     return {**dict(zip(("training_loss_history", "accuracy_history", "val_accuracy_history"), histories)),
-            "test_loss": test_loss, "test_accuracy": test_accuracy, "training_time": training_time,
+            "test_loss": test[0], "test_accuracy": test[1], "training_time": training_time,
             "nb_model_parameters": get_nb_model_parameters(model), "seed": initial_weights_seed}
 
 
@@ -208,13 +209,12 @@ def check_hyperparameters(hyperparameters):
         if nb_neurons % checked["inputoutput_dim"]:
             raise ValueError(f"inputoutput_dim {checked['inputoutput_dim']} does not divide {nb_neurons} neurons")
     check_shares("training_set_shares", checked["training_set_shares"])
-    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
+    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS})
     check_positive_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{
         name: checked[name] for name in ("nb_iterations", "nb_threads_per_run", "nb_hidden_layers")})
     check_integers(seed=checked["seed"])
-    for name, choices in (("use_Adam", (True, False)), ("initialisation", ("realisation", "direct")),
-                          ("joblib_backend", ("loky", "dask"))):
-        check_choice(name, checked[name], choices)
+    check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
+    check_choice("joblib_backend", checked["joblib_backend"], ("loky", "dask"))
     checked["device"] = check_device(checked["device"])
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
     loading_functions = {get_dataset_name_for_loading_function(f): f for f in checked["dataset_loading_functions"]}

@@ -20,6 +20,7 @@ import benchmark
 from benchmark_results import Run, load_results
 from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data,
                       load_pendigits_data)
+from model_training import get_loss_and_accuracy, train_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATASETS = PROJECT.parent / "shared" / "datasets"
@@ -103,6 +104,22 @@ def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
     assert np.array_equal(np.sort(data[0].sum(1)), np.sort(unshuffled.sum(1)))
 
 
+@pytest.mark.parametrize("switches", [dict(standardise_inputs=True), dict(softmax_twice=False)])
+def test_a_run_with_another_switch_is_trained_and_tested_with_it(switches):
+    hyperparameters = benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **TINY_SWEEP, **switches})
+    data = benchmark.load_shuffled_data("digits", load_digits_data, hyperparameters)
+    run = Run("digits", 0.1, "ss_2_dim", 6, 0)
+    torch.manual_seed(benchmark.derive_seed(0, *run))
+    net = benchmark.make_net(run, (64,), 10, hyperparameters)
+    losses, *_ = train_model(net, data[0][:143], data[1][:143], 1e-3, 100000, min_number_training_epochs=0,
+                             max_number_training_epochs=3, seed=benchmark.derive_seed(0, "digits", 0.1, 0), **switches)
+    test_loss, test_accuracy = get_loss_and_accuracy(
+        net, *data[2:], softmax_twice=switches.get("softmax_twice", True))
+    result = benchmark.train_run(run, data, hyperparameters)
+    assert result["training_loss_history"] == losses
+    assert (result["test_loss"], result["test_accuracy"]) == (test_loss, test_accuracy)
+
+
 def test_equal_hyperparameters_of_other_types_are_the_same_plain_data(monkeypatch):
     def checked(**hyperparameters):
         return benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **hyperparameters})
@@ -122,8 +139,8 @@ def test_results_have_all_documented_keys(sweep, tmp_path):
     assert set(results) == {
         "dataset_names", "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", "learning_rate",
         "batch_size", "use_Adam", "patience", "min_accuracy_improvement", "min_number_training_epochs",
-        "max_number_training_epochs", "nb_hidden_layers", "inputoutput_dim", "initialisation", "seed",
-        "datasets_folder", "device", "nb_jobs",
+        "max_number_training_epochs", "standardise_inputs", "softmax_twice", "nb_hidden_layers", "inputoutput_dim",
+        "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
         "nb_threads_per_run", "joblib_backend", "dask_scheduler_address", "environment", "failures", "digits"}
     run = results["digits"][0.05]["ss_2_dim"][6][1]
     assert set(run) == {"training_loss_history", "accuracy_history", "val_accuracy_history", "test_loss",
@@ -138,7 +155,8 @@ def test_hyperparameters_are_those_of_the_block_and_have_the_papers_values():
     assert hyperparameters.items() >= dict(
         nb_iterations=5, nb_neurons_list=[50], training_set_shares=[0.1], patience=20, min_accuracy_improvement=5e-4,
         batch_size=100000, learning_rate=1e-3, min_number_training_epochs=200, max_number_training_epochs=None,
-        nb_hidden_layers=2, inputoutput_dim=1, initialisation="realisation", model_names=MODEL_NAMES).items()
+        standardise_inputs=False, softmax_twice=True, nb_hidden_layers=2, inputoutput_dim=1,
+        initialisation="realisation", model_names=MODEL_NAMES).items()
 
 
 def test_hyperparameters_of_any_type_reach_the_check(tmp_path):
@@ -322,6 +340,8 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
     (dict(seed=0.5), "seed must be an integer, got 0.5"),
     (dict(use_Adam="no"), "use_Adam must be one of True, False, got 'no'"),
+    (dict(standardise_inputs="no"), "standardise_inputs must be one of True, False, got 'no'"),
+    (dict(softmax_twice=2), "softmax_twice must be one of True, False, got 2"),
     (dict(device="gpu"), "got 'gpu'"),
 ])
 def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(
