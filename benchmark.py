@@ -26,8 +26,9 @@ from checks import (check_choice, check_device, check_distinct, check_file_name,
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
-from plot_results import format_summary_table, plot_accuracy
+from plot_results import plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
+from result_tables import format_summary_table
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 
@@ -87,9 +88,9 @@ MODEL_FAMILIES = {
 
 FOLDER = Path(__file__).resolve().parent
 WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
-    "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
-    "rank1models", "model_training", "datasets", "benchmark")]
-SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
+    "benchmark_results", "result_tables", "plot_results", "checks", "realisation", "standardmodels",
+    "semiseparablemodels", "rank1models", "model_training", "datasets", "benchmark")]
+SOURCE_FILES = WORKER_FILES[3:]  # what results depend on
 
 
 def main(hyperparameters=None):  # as from get_hyperparameters, which None calls

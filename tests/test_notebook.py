@@ -66,7 +66,7 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
     answers = texts[1].splitlines()
     assert answers[0] == "digits, share 0.1, 50 neurons: better than the dense net: ss_2_dim"
     assert answers[2].split() == [
-        "ss_2_dim", "+0.125", "[+0.125,", "+0.125]", "better", "over", "5", "pairs,", "1500", "parameters,",
+        "ss_2_dim", "+0.125", "[+0.125,", "+0.125]", "better", "(p", "=", "0.000)", "over", "5", "pairs,", "1500", "parameters,",
         "1.50", "times", "the", "dense", "net's"]
     assert answers[6] == "mnist, share 0.1, 50 neurons: better than the dense net: no SSS dimension"
     assert len(answers) == 12 and "rank_1" not in texts[1]

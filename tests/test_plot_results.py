@@ -1,4 +1,4 @@
-"""plot_results.py: table, figures and comparison on results as sweeps leave them, complete or not."""
+"""plot_results.py: figures of results as sweeps leave them, complete or not."""
 import io
 import itertools
 import math
@@ -12,148 +12,18 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 import plot_results
-from plot_results import (compare_with_dense, format_summary_table, get_family_style, plot_accuracy,
-                          plot_learning_curves, summary_table)
+from plot_results import format_summary_table, get_family_style, plot_accuracy, plot_learning_curves
+from sweep_results import NAN, SIZES, make_results, make_run, set_accuracies
 
 PROJECT = Path(plot_results.__file__).resolve().parent
-SIZES = {"standard_nn": 3910, "ss_1_dim": 1752, "ss_2_dim": 2220, "ss_3_dim": 2848, "ss_4_dim": 3620,
-         "ss_5_dim": 4520, "rank_1": 1510}
-NAN = math.nan
-
-
-def make_run(test_accuracy, size=100, history=(0.1, 0.3, 0.5, 0.7), val_history=(0.1, 0.2, 0.3, 0.4)):
-    return {"accuracy_history": list(history), "val_accuracy_history": list(val_history),
-            "test_accuracy": test_accuracy, "nb_model_parameters": size}
-
-
-def make_results(datasets=("digits",), shares=(0.1,), neurons=(50,), models=tuple(SIZES), nb_iterations=3):
-    """A complete sweep; every run has another accuracy."""
-    results = {"dataset_names": list(datasets), "training_set_shares": list(shares), "nb_neurons_list": list(neurons),
-               "model_names": list(models), "nb_iterations": nb_iterations, "failures": []}
-    accuracies = (0.4 + 0.5 * (0.618 * i % 1) for i in itertools.count(1))
-    for dataset in datasets:
-        results[dataset] = {share: {model: {h: {
-            iteration: make_run(next(accuracies), size=SIZES.get(model, 1000) * h // 50)
-            for iteration in range(nb_iterations)} for h in neurons} for model in models} for share in shares}
-    return results
-
-
-def make_failure(reason, **where):
-    return {**dict.fromkeys(("dataset", "share", "model_name", "nb_neurons", "iteration")), **where, "reason": reason}
-
-
-def set_accuracies(results, **accuracies):
-    """Give families of the first block these test accuracies, one run each."""
-    block = results[results["dataset_names"][0]][results["training_set_shares"][0]]
-    for model, values in accuracies.items():
-        block[model] = {results["nb_neurons_list"][0]: {
-            i: make_run(value, size=SIZES.get(model, 1000)) for i, value in enumerate(values)}}
-
-
-# ---- the table ----
-
-@pytest.mark.filterwarnings("error")
-def test_summary_equals_hand_computed_numbers():
-    results = make_results(models=["standard_nn", "ss_1_dim"])
-    results["digits"][0.1] = {"ss_1_dim": {50: {1: make_run(0.3)}}, "standard_nn": {50: {
-        0: make_run(0.5, 77, [0.1] * 3), 1: make_run(0.7, 77, [0.1] * 4), 2: make_run(0.9, 77, [0.1] * 8)}}}
-    standard, ss_1 = summary_table(results)
-    assert standard == {
-        "dataset": "digits", "share": 0.1, "model_name": "standard_nn", "nb_neurons": 50, "nb_model_parameters": 77,
-        "nb_runs": 3, "nb_failures": 0, "epochs_mean": 5.0, "test_accuracy_mean": pytest.approx(0.7),
-        "test_accuracy_sd": pytest.approx(0.2), "best": True}
-    assert math.isnan(ss_1["test_accuracy_sd"])
-
-
-def test_rows_are_plain_data_in_the_order_of_the_sweep():
-    axes = ["b", "a"], [0.5, 0.1], [20, 10], ["rank_1", "standard_nn"]
-    rows = summary_table(make_results(*axes))
-    assert [tuple(row.values())[:4] for row in rows] == list(itertools.product(*axes))
-    assert {type(value) for row in rows for value in row.values()} == {str, int, float, bool}
-
-
-def test_failed_iterations_are_counted_once_and_only_where_they_failed():
-    results = make_results(["digits", "mnist"], [0.1, 0.5], models=["standard_nn", "ss_1_dim"])
-    del results["mnist"], results["digits"][0.5], results["digits"][0.1]["ss_1_dim"][50][2]
-    run = dict(dataset="digits", share=0.1, nb_neurons=50)
-    results["failures"] = [
-        make_failure("", dataset="mnist"), make_failure("", dataset="digits", share=0.5, model_name="ss_1_dim"),
-        *[make_failure("", **run, model_name="ss_1_dim", iteration=2)] * 2,
-        make_failure("", **run, model_name="standard_nn", iteration=0)]  # has succeeded since
-    assert [(row["nb_runs"], row["nb_failures"]) for row in summary_table(results)] == [
-        (3, 0), (2, 1), (0, 0), (0, 3), *[(0, 3)] * 4]
-
-
-def test_the_table_as_text():
-    results = make_results(["digits", "mnist", "cifar10"], models=["standard_nn", "ss_1_dim", "rank_1"])
-    del results["cifar10"], results["mnist"][0.1]["ss_1_dim"]
-    results["mnist"][0.1].update(standard_nn={50: {1: make_run(0.99)}}, no_runs={50: {}},
-                                 unnamed={50: {0: make_run(0.2), 2: make_run(0.3)}})
-    # A run without a finite accuracy enters no mean; equal means are both best.
-    set_accuracies(results, standard_nn=[0.5, NAN, 0.75], ss_1_dim=[0.625], rank_1=[NAN, math.inf])
-    results["failures"] = [make_failure("no\n network", dataset="cifar10")]
-    assert format_summary_table(results) == """\
-digits, share 0.1, 50 neurons
-  model        parameters    runs  failed    epochs  test accuracy
-  standard_nn        3910       2       1       4.0  0.625 ± 0.177 *
-  ss_1_dim           1752       1       0       4.0  0.625 *
-  rank_1                -       0       2         -  -
-
-mnist, share 0.1, 50 neurons
-  model        parameters    runs  failed    epochs  test accuracy
-  standard_nn         100       1       0       4.0  0.990 *
-  ss_1_dim              -       0       0         -  -
-  rank_1             1510       3       0       4.0  0.653 ± 0.191
-  unnamed             100       2       0       4.0  0.250 ± 0.071
-
-cifar10, share 0.1, 50 neurons
-  no runs, 9 failed
-
-test accuracy: mean ± sd over runs, * highest mean of its block
-
-failures: 4
-  3 times, first in digits, share 0.1, neurons 50, standard_nn, iteration 1: test accuracy is not
-    finite
-  cifar10: no network"""
-
-
-def test_the_table_is_at_most_100_columns_wide_whatever_the_values():
-    datasets, share, nb_neurons = ["data" * 50, "data" * 50 + "x"], 1e-300 / 3, 123456789012
-    results = make_results(datasets, [share], [nb_neurons], ["family" * 30, "standard_nn"])
-    for by_neurons in results[datasets[1]][share].values():
-        by_neurons[nb_neurons] = {i: make_run(1e100 * (i + 1), size=10**18) for i in range(3)}
-    results["failures"] = [
-        make_failure("word" * 500, dataset=datasets[0], share=share, model_name="family" * 30, nb_neurons=nb_neurons,
-                     iteration=10**20), make_failure("several\nlines\tof words " * 200)]
-    lines = format_summary_table(results).splitlines()
-    assert 80 < max(map(len, lines)) <= 100
-    assert len(lines) <= 30  # reasons of 2,000 characters are cut short
-    for part in ("± 1.0e+100 *", "wordword", "several lines of"):
-        assert any(part in line for line in lines)
-    assert len({line for line in lines if line.endswith("neurons")}) == 2  # names that differ at their end stay apart
-
-
-def test_failures_are_counted_by_reason_the_most_frequent_first_and_many_reasons_cut_short():
-    results = make_results()
-    assert "failures" not in format_summary_table(results)
-    results["failures"] = [make_failure("no network", dataset="mnist")]
-    results["failures"] += [make_failure("killed", dataset="digits", model_name="ss_1_dim", iteration=i)
-                            for i in range(500)]
-    results["failures"] += [make_failure(f"reason {i}") for i in range(30)]
-    lines = format_summary_table(results).splitlines()
-    assert lines[lines.index("failures: 531") + 1:] == [
-        "  500 times, first in digits, ss_1_dim, iteration 0: killed", "  mnist: no network",
-        *(f"  the whole sweep: reason {i}" for i in range(8)), "  22 more for 22 other reasons"]
 
 
 def test_foreign_data_is_named_as_such():
-    for function in (summary_table, format_summary_table, plot_accuracy, plot_learning_curves, compare_with_dense):
+    for function in (plot_accuracy, plot_learning_curves):
         for foreign in ({"dataset_names": []}, None):
             with pytest.raises(ValueError, match="not the result of a sweep"):
                 function(foreign)
 
-
-# ---- the figures ----
 
 def get_lines(ax, model_name):
     """The dashes of the single runs and the line of the means of one family."""
@@ -315,47 +185,6 @@ def test_long_titles_and_the_legend_overlap_nothing_and_are_neither_formulas_nor
         labels = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
         inside = sorted((box.x0, box.x1) for box in labels if ax.bbox.x0 <= box.x1 and box.x0 <= ax.bbox.x1)
         assert len(inside) >= 2 and all(a[1] < b[0] for a, b in zip(inside, inside[1:]))
-
-
-# ---- the paper's question ----
-
-def test_differences_are_paired_over_the_common_iterations():
-    results = make_results(models=["standard_nn", "ss_1_dim", "ss_2_dim", "ss_3_dim", "ss_4_dim"])
-    set_accuracies(results, standard_nn=[0.5, 0.6, NAN], ss_1_dim=[0.7, 0.65, 0.1, 0.2], ss_2_dim=[0.1], ss_3_dim=[NAN],
-                   ss_4_dim=[0.4, 0.5])
-    ss_1, *rows = compare_with_dense(results)
-    # Two pairs, 0.2 and 0.05: a resample has mean 0.05, 0.125 or 0.2 with probability 1/4, 1/2 and 1/4.
-    assert ss_1 == {
-        "dataset": "digits", "share": 0.1, "nb_neurons": 50, "model_name": "ss_1_dim", "nb_pairs": 2,
-        "difference_mean": pytest.approx(0.125), "interval_low": pytest.approx(0.05),
-        "interval_high": pytest.approx(0.2), "nb_model_parameters": 1752,
-        "parameter_ratio": pytest.approx(1752 / 3910), "verdict": "better"}
-    assert [(row["nb_pairs"], row["verdict"]) for row in rows] == [(1, "undecided"), (0, "undecided"), (2, "worse")]
-    numbers = [[row["difference_mean"], row["interval_low"], row["interval_high"]] for row in rows]
-    assert np.ravel(numbers) == pytest.approx([-0.4, NAN, NAN, NAN, NAN, NAN, -0.1, -0.1, -0.1], nan_ok=True)
-    rows = compare_with_dense(results, baseline="ss_1_dim")
-    assert [row["verdict"] for row in rows] == ["worse", "undecided", "undecided", "worse"]
-    with pytest.raises(ValueError, match="'dense'.*standard_nn"):
-        compare_with_dense(results, baseline="dense")
-
-
-def test_the_interval_is_that_of_all_resamples():
-    differences = [0.11, -0.02, 0.05, -0.07, 0.01]
-    results = make_results(models=["standard_nn", "ss_1_dim"])
-    set_accuracies(results, standard_nn=[0.5] * 5, ss_1_dim=[0.5 + difference for difference in differences])
-    (row,) = compare_with_dense(results)
-    means = [np.mean(resample) for resample in itertools.product(differences, repeat=5)]
-    assert [row["interval_low"], row["interval_high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.004)
-    assert row["verdict"] == "undecided"
-
-
-def test_intervals_are_reproducible_and_independent_of_the_rest_of_the_sweep():
-    results = make_results(["a", "b"], nb_iterations=6)
-    rows = compare_with_dense(results)
-    assert rows == compare_with_dense(results) != compare_with_dense(results, seed=1)
-    results["dataset_names"], results["model_names"] = ["b"], ["standard_nn", "rank_1"]
-    results["b"][0.1] = {name: results["b"][0.1][name] for name in results["model_names"]}
-    assert compare_with_dense(results) == [rows[-1]]
 
 
 # ---- the command line ----
