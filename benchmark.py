@@ -5,7 +5,6 @@ accuracy and number of parameters.
 `benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes or extends what is there.
 """
 
-import hashlib
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from checks import (check_choice, check_device, check_distinct, check_file_name,
                     check_positive_integers, check_shares, to_plain_data)
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
+from digests import derive_seed, digest_arrays, digest_code
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
 from plot_results import plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
@@ -87,10 +87,6 @@ MODEL_FAMILIES = {
 }
 
 FOLDER = Path(__file__).resolve().parent
-WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
-    "benchmark_results", "result_tables", "plot_results", "checks", "realisation", "standardmodels",
-    "semiseparablemodels", "rank1models", "model_training", "datasets", "benchmark")]
-SOURCE_FILES = WORKER_FILES[3:]  # what results depend on
 
 
 def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
@@ -100,11 +96,15 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
         path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
         with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
-            environment = get_environment(hyperparameters["device"], SOURCE_FILES)
-            with closing(ResultsFile(path, hyperparameters, environment)) as results_file:
+            code_digests = {name: digest_code(train_run, *find_family(name)[1], ignored={"MODEL_FAMILIES"})
+                            for name in hyperparameters["model_names"]}
+            with closing(ResultsFile(
+                path, hyperparameters, get_environment(hyperparameters["device"]), code_digests,
+                lambda name: digest_arrays(*load_shuffled_data(name, loading_functions[name], hyperparameters))
+            )) as results_file:
                 print(f"{path.name}: {results_file.message}", flush=True)
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
-                                  hyperparameters["dask_scheduler_address"], WORKER_FILES) as cluster:
+                                  hyperparameters["dask_scheduler_address"], __file__) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
     except Timeout:
         return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
@@ -132,6 +132,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
             continue
         try:
             data = load_shuffled_data(dataset, load_data, hyperparameters)
+            results_file.check_data(dataset, digest_arrays(*data))
         except Exception as problem:  # the other datasets go on
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)
@@ -179,9 +180,7 @@ def train_run(run, data, hyperparameters):
 
 def make_net(run, sample_shape, nb_classes, hyperparameters):
     """The net of a run, with its initial weights, for samples of shape (features,) or (channels, height, width)."""
-    for pattern, (net_for_vectors, net_for_images) in MODEL_FAMILIES.items():
-        if family := re.fullmatch(pattern, run.model_name):
-            break
+    family, (net_for_vectors, net_for_images) = find_family(run.model_name)
     arguments = {"nb_hidden_layers": hyperparameters["nb_hidden_layers"]}
     if family.groups():
         arguments.update(statespace_dim=int(family[1]), input_output_dim=hyperparameters["inputoutput_dim"],
@@ -191,9 +190,12 @@ def make_net(run, sample_shape, nb_classes, hyperparameters):
     return net_for_images(sample_shape, nb_classes, run.nb_neurons, **arguments)
 
 
-def derive_seed(*identity):
-    """A seed (int, 32 bits) that depends on the identity of what it is for and on nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:4], "little")
+def find_family(model_name):
+    """(match of the pattern, nets) of the family in MODEL_FAMILIES; ValueError if there is none."""
+    for pattern, nets in MODEL_FAMILIES.items():
+        if family := re.fullmatch(pattern, str(model_name)):
+            return family, nets
+    raise ValueError(f"unknown model name {model_name!r}, known are standard_nn, ss_1_dim, ss_2_dim, .. rank_1")
 
 
 def check_hyperparameters(hyperparameters):
@@ -203,8 +205,7 @@ def check_hyperparameters(hyperparameters):
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:
-        if not any(re.fullmatch(pattern, str(model_name)) for pattern in MODEL_FAMILIES):
-            raise ValueError(f"unknown model name {model_name!r}, known are standard_nn, ss_1_dim, ss_2_dim, .. rank_1")
+        find_family(model_name)
     for nb_neurons in checked["nb_neurons_list"]:
         check_positive_integers(nb_neurons_list=nb_neurons, inputoutput_dim=checked["inputoutput_dim"])
         if nb_neurons % checked["inputoutput_dim"]:

@@ -272,10 +272,51 @@ def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
     assert extended["other"][0.05]["rank_1"][6][0] != reference["digits"][0.05]["rank_1"][6][0]
 
 
+def load_own_data(datasets_folder):
+    (X, y), test = load_digits_data()
+    return (X + 1, y), test
+
+
+def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs_are_done_again(
+        sweep, results, tmp_path, monkeypatch, reference, capsys):
+    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function",
+                        lambda function: {"load_digits_data": "digits", "load_own_data": "own"}[function.__name__])
+    sweep(dataset_loading_functions=[load_own_data, load_digits_data])
+    before = results()
+    sweep(dataset_loading_functions=[load_own_data, load_digits_data], datasets_folder=tmp_path)
+    assert "complete: all 12 runs are there\n" in capsys.readouterr().out and results()["own"] == before["own"]
+
+    def load_changed_data(datasets_folder):
+        return load_digits_data()
+
+    load_changed_data.__name__ = "load_own_data"
+    sweep(dataset_loading_functions=[load_changed_data, load_digits_data])
+    out = capsys.readouterr().out
+    assert "6 of 12 runs are there, 6 to do; the data of own have changed" in out and "complete" not in out
+    kept, = tmp_path.glob("benchmark_result_*.p")
+    assert kept.name in out and results(kept.name)["own"] == before["own"]
+    assert results()["digits"] == reference["digits"] and results()["own"] != before["own"]
+
+
+def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, tmp_path, monkeypatch, capsys):
+    sweep()
+    before = results()
+
+    def load_digits_data(datasets_folder):
+        raise FileNotFoundError("gone\nfor good")
+
+    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
+    capsys.readouterr()
+    assert sweep(dataset_loading_functions=[load_digits_data]) == 0
+    assert results() == before
+    assert ("complete: all 6 runs are there; whether the data of digits are still the same is unknown "
+            "(FileNotFoundError: gone)\n") in capsys.readouterr().out
+
+
 def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(sweep, results, monkeypatch, capsys):
     sweep()
     before = results()
-    monkeypatch.setattr(benchmark, "load_shuffled_data", None)  # would fail if called
+    monkeypatch.setattr(benchmark, "make_runs", None)  # would fail if called
     monkeypatch.setattr(benchmark, "plot_accuracy", lambda results: 1 / 0)
     capsys.readouterr()
     assert sweep() == 0
@@ -310,15 +351,15 @@ def test_a_dataset_that_cannot_be_loaded_and_a_share_without_samples_are_recorde
 
 
 def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypatch, capsys, reference):
-    train_run = benchmark.train_run
+    make_net = benchmark.make_net
 
-    def fail_once(run, data, hyperparameters):
+    def fail_once(run, *arguments):
         if run.model_name == "ss_2_dim":
             raise RuntimeError("cosmic ray")
-        return train_run(run, data, hyperparameters)
+        return make_net(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "train_run", fail_once)
+        patch.setattr(benchmark, "make_net", fail_once)
         assert sweep() == 1
     assert results()["failures"] == [dict(dataset="digits", share=0.05, model_name="ss_2_dim", nb_neurons=6,
                                           iteration=i, reason="RuntimeError: cosmic ray") for i in range(2)]
