@@ -1,10 +1,11 @@
-"""The study: do nets with structured matrices generalise better, in the paper's protocol and when they are trained well?
+"""The study: do nets with a structured matrix test better, in the paper's protocol and when they are trained well?
 
     python study.py
 
-runs the sweeps below with benchmark.py, each into a file of its own in `study/`, and from these files writes every number,
-table and figure of docs/results.md, docs/fidelity.md and the README's answer: what stands there between
-`<!-- study: NAME -->` and `<!-- end -->`. Started again it continues. Data sets that are missing are named and left out.
+runs the sweeps below with benchmark.py, each into a file of its own in `study/`. From these files it draws the figures
+`docs/study_*`, and writes the tables and sentences with numbers of docs/results.md, docs/fidelity.md and README.md: what
+stands there between `<!-- study: NAME -->` and `<!-- end -->`. Started again it continues. A data set that is missing is
+named and left out.
 """
 
 import io
@@ -12,6 +13,7 @@ import math
 import pickle
 import re
 import sys
+import textwrap
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -129,7 +131,7 @@ def main():
 
 def run_sweeps():
     """The largest exit status of benchmark.py, which ends this if it is larger than 1."""
-    RESULTS_FOLDER.mkdir(exist_ok=True)
+    RESULTS_FOLDER.mkdir(parents=True, exist_ok=True)
     settings = [{**benchmark.get_hyperparameters(), **PROTOCOLS[sweep.protocol],
                  "dataset_loading_functions": [sweep.load_data], "training_set_shares": [sweep.share],
                  "nb_neurons_list": sweep.nb_neurons_list, "nb_iterations": sweep.nb_iterations,
@@ -151,123 +153,118 @@ def run_sweeps():
 # ---- numbers and figures of the documents ----
 
 def make_blocks(study):
-    """{name: Markdown} of what the documents show, and the figures in FIGURES_FOLDER.
+    """{name: Markdown} of what stands in the documents; draws the figures.
 
-    :param study: {Sweep: its runs as get_runs returns them, without any if its data are missing}
+    :param study: {Sweep: its runs, as get_runs returns them, none if its data are missing}
     """
     def select(condition):
-        """{title of the protocol: runs of the sweeps of that protocol for which the condition holds}"""
         return {title: [runs for sweep, runs in study.items() if sweep.protocol == protocol and condition(sweep)]
                 for protocol, title in PROTOCOL_TITLES.items()}
 
     pendigits = select(lambda sweep: sweep.dataset == "pendigits" and sweep.nb_neurons_list == (50,))
     widths = select(lambda sweep: sweep.dataset == "pendigits" and sweep.share == 0.1)
     others = [sweep for sweep in study if sweep.dataset != "pendigits" and any(study[sweep].values())]
-    missing = {sweep.dataset for sweep in study if not any(study[sweep].values())}
-    titles = {sweep.dataset: describe_dataset(sweep) for sweep in others}
-    blocks = {"runs": describe_runs(study), "missing": "Left out, for their data are missing: "
-              + ", ".join(DATASETS[dataset][0] for dataset in missing) + "." if missing else "No data set is missing."}
-    if others:
-        blocks["others"] = "\n\n".join(
-            f"{title[0].upper()}{title[1:]}:\n\n" + format_table(combine(
-                {titles[sweep.dataset]: [study[sweep]] for sweep in others if sweep.protocol == protocol}))
-            for protocol, title in PROTOCOL_TITLES.items())
-        save_figure("others", plot_differences(combine(
-            {f"{DATASETS[sweep.dataset][0]} ({PROTOCOL_TITLES[sweep.protocol]})": [study[sweep]] for sweep in others})))
-    if combine(pendigits)["dataset_names"] == [*pendigits]:
-        blocks["answer"] = answer(pendigits, widths)
-        blocks["pendigits"] = "\n\n".join(f"{title[0].upper()}{title[1:]}:\n\n" + format_table(combine({title: runs}))
-                                          for title, runs in pendigits.items())
-        blocks["widths"] = "\n".join(f"- {title}: {difference}" for title, runs in widths.items()
-                                     for difference in compare_at_equal_size(combine({title: runs})))
+    blocks = {"runs": describe_runs(study)}
+    if all(combine({"": runs})["dataset_names"] for runs in pendigits.values()):
+        blocks["answer"] = format_answer(pendigits, widths)
+        blocks["pendigits"] = format_tables({title: combine({title: runs}) for title, runs in pendigits.items()})
+        blocks["widths"] = "\n".join(f"- {title}: {text}" for title, runs in widths.items()
+                                     for text in compare_at_equal_size(combine({title: runs})))
         blocks["authors"] = compare_with_authors(combine({"": pendigits[PROTOCOL_TITLES["paper"]]}))
         save_figure("differences", plot_differences(combine(pendigits)))
         save_figure("widths", plot_accuracy(combine(widths)))
         save_figure("learning_curves", plot_learning_curves(combine(widths, ["standard_nn", "ss_2_dim", "rank_1"]), 50))
+    if others:
+        titles = {sweep.dataset: describe_dataset(sweep) for sweep in others}
+        blocks["others"] = format_tables({title: combine({
+            titles[sweep.dataset]: [study[sweep]] for sweep in others if sweep.protocol == protocol})
+            for protocol, title in PROTOCOL_TITLES.items()})
+        save_figure("others", plot_differences(combine({
+            f"{DATASETS[sweep.dataset][0]} ({PROTOCOL_TITLES[sweep.protocol]})": [study[sweep]]
+            for sweep in sorted(others, key=lambda sweep: list(PROTOCOLS).index(sweep.protocol))})))
     return blocks
 
 
 def combine(runs_by_label, model_names=None):
-    """A results dict for result_tables.py and plot_results.py of runs of several sweeps.
+    """A results dict of the runs of several sweeps, for result_tables.py and plot_results.py.
 
     :param runs_by_label: {what stands for the data set: [runs of a sweep, ...]}
     :param model_names: families; None: all
     """
     by_identity = {(label, *identity[1:]): iterations for label, several in runs_by_label.items() for runs in several
                    for identity, iterations in runs.items()
-                   if iterations and (not model_names or identity[3] in model_names)}
-    names = "dataset_names", "training_set_shares", "nb_neurons_list", "model_names"
-    combined = {name: list(dict.fromkeys(values)) for name, values in zip(names, zip(*by_identity))}
-    combined = {**dict.fromkeys(names, []), **combined, "nb_iterations": max(map(len, by_identity.values()), default=0)}
-    combined["training_set_shares"].sort()
-    combined["nb_neurons_list"].sort()
+                   if iterations and (model_names is None or identity[3] in model_names)}
+    labels, shares, widths, families = [list(dict.fromkeys(values)) for values in zip(*by_identity)] or ([],) * 4
+    combined = {"dataset_names": labels, "training_set_shares": sorted(shares), "nb_neurons_list": sorted(widths),
+                "model_names": families, "nb_iterations": max(map(len, by_identity.values()), default=0)}
     for (label, share, nb_neurons, model_name), iterations in by_identity.items():
         combined.setdefault(label, {}).setdefault(share, {}).setdefault(model_name, {})[nb_neurons] = iterations
     return combined
 
 
-def answer(pendigits, widths):
+def format_answer(pendigits, widths):
     """Three sentences."""
-    paper, well = ([row for row in compare_with_dense(combine({title: pendigits[title]}))
-                    if row["model_name"].startswith("ss_")] for title in PROTOCOL_TITLES.values())
-    of_2 = [row for row in well if row["model_name"] == "ss_2_dim"]
-    dense = {title: ", ".join(f"{row['test_accuracy_mean']:.3f}" for row in summary_table(combine({title: runs}))
-                              if row["model_name"] == "standard_nn") for title, runs in pendigits.items()}
-    shares = ", ".join(f"{row['share']:g}" for row in of_2)
-    return (f"Trained well (standardised inputs, one softmax), SSS nets of 50 neurons test {count_verdicts(well)} than the "
-            f"dense net of 50 neurons in {len(well)} comparisons on pendigits (state dimensions 1 to 5, shares {shares}); "
-            f"with d = 2, {of_2[0]['parameter_ratio']:.0%} of the parameters, the difference is "
-            f"{', '.join(format_difference(row) for row in of_2)}. "
-            f"At equal size, SSS nets of twice the neurons against a dense net of as many parameters or more, it is "
-            + "; ".join(compare_at_equal_size(combine({"": widths[PROTOCOL_TITLES["trained_well"]]}))) + ". "
-            f"In the paper's protocol SSS nets test {count_verdicts(paper)} in {len(paper)} comparisons, and the dense net "
-            f"reaches {dense[PROTOCOL_TITLES['paper']]} instead of {dense[PROTOCOL_TITLES['trained_well']]}: it stops "
-            f"training early.")
+    paper, well = (combine({"": pendigits[PROTOCOL_TITLES[protocol]]}) for protocol in ("paper", "trained_well"))
+    of_ss_2 = [row for row in compare_with_dense(well) if row["model_name"] == "ss_2_dim"]
+    at_equal_size = compare_at_equal_size(combine({"": widths[PROTOCOL_TITLES["trained_well"]]}))
+    dense_paper, dense_well = (", ".join(f"{row['test_accuracy_mean']:.3f}" for row in summary_table(results)
+                                         if row["model_name"] == "standard_nn") for results in (paper, well))
+    return textwrap.fill(
+        f"Trained well (standardised inputs, one softmax in the loss), nets of 50 neurons with an SSS matrix test "
+        f"{count_verdicts(well)} on pendigits (state dimensions 1 to 5 at shares "
+        f"{', '.join(f'{share:g}' for share in well['training_set_shares'])} of the training data); with d = 2 and "
+        f"{of_ss_2[0]['parameter_ratio']:.0%} of the parameters the differences at these shares are "
+        f"{', '.join(map(format_difference, of_ss_2))}. "
+        f"Compared at equal size they are {' and '.join(at_equal_size)}. "
+        f"In the paper's protocol, in which the dense net reaches {dense_paper} instead of {dense_well}, SSS nets test "
+        f"{count_verdicts(paper)}.", 120, break_long_words=False, break_on_hyphens=False)
 
 
-def count_verdicts(rows):
-    verdicts = [row["verdict"] for row in rows]
-    return (f"better {verdicts.count('better')} times, worse {verdicts.count('worse')} times and undecided "
-            f"{verdicts.count('undecided')} times")
+def count_verdicts(results):
+    verdicts = [row["verdict"] for row in compare_with_dense(results) if row["model_name"].startswith("ss_")]
+    return (f"better than the dense net in {verdicts.count('better')}, worse in {verdicts.count('worse')} of "
+            f"{len(verdicts)} comparisons")
 
 
 def compare_at_equal_size(results):
-    """A text for each dense net: its difference to the SSS nets of twice the neurons and of the largest state dimension
-    with no more parameters."""
+    """A text for each dense net that has a counterpart: the SSS net of twice its neurons with the largest state
+    dimension that needs no more parameters."""
     texts, by_identity = [], get_runs(results)[0]
-    for (label, share, nb_neurons, model_name), dense in by_identity.items():
-        smaller = [(get_nb_parameters(runs), name, runs) for (*where, name), runs in by_identity.items()
-                   if where == [label, share, 2 * nb_neurons] and name.startswith("ss_")
+    for (*where, nb_neurons, model_name), dense in by_identity.items():
+        smaller = [(get_nb_parameters(runs), name, runs) for (*other, width, name), runs in by_identity.items()
+                   if (other, width) == (where, 2 * nb_neurons) and name.startswith("ss_")
                    and get_nb_parameters(runs) <= get_nb_parameters(dense)]
         if model_name == "standard_nn" and smaller:
             size, name, runs = max(smaller)
-            mean, low, high = get_mean_interval([runs[i]["test_accuracy"] - dense[i]["test_accuracy"]
-                                                 for i in runs if i in dense])
-            texts.append(f"{format_difference(dict(difference_mean=mean, interval_low=low, interval_high=high))} "
-                         f"({format_family(name)} of {2 * nb_neurons} neurons, {size:,} parameters, against "
+            mean, low, high = get_mean_interval(
+                [runs[i]["test_accuracy"] - dense[i]["test_accuracy"] for i in runs if i in dense])
+            difference = format_difference(dict(difference_mean=mean, interval_low=low, interval_high=high))
+            texts.append(f"{difference} ({format_family(name)}, {2 * nb_neurons} neurons, {size:,} parameters; dense, "
                          f"{nb_neurons} neurons, {get_nb_parameters(dense):,} parameters)")
     return texts
 
 
-def format_table(results):
-    """A row per family, a column per data set and share: accuracy, difference to the dense net."""
-    summary = {(row["dataset"], row["share"], row["model_name"]): row for row in summary_table(results)}
-    differences = {(row["dataset"], row["share"], row["model_name"]): row for row in compare_with_dense(results)}
-    columns = list(dict.fromkeys(key[:2] for key, row in summary.items() if row["nb_runs"]))
-    several = len(results["dataset_names"]) > 1
-    lines = [["family", *([] if several else ["parameters"]),
-              *(dataset if several else f"share {share:g}" for dataset, share in columns)]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for model_name in results["model_names"]:
-        rows = [summary[*column, model_name] for column in columns]
-        lines.append([format_family(model_name), *([] if several else [f"{rows[0]['nb_model_parameters']:,}"])])
-        for row in rows:
-            text = f"{row['test_accuracy_mean']:.3f} ± {row['test_accuracy_sd']:.3f}"
-            if difference := differences.get((row["dataset"], row["share"], model_name)):
-                mark = "" if difference["verdict"] == "undecided" else "**"
-                text += f" ({mark}{format_difference(difference)}{mark})"
-            lines[-1].append(text)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def format_tables(results_by_title):
+    """A table for each: a row per family, a column per data set and share with accuracy and difference to dense."""
+    tables = []
+    for title, results in results_by_title.items():
+        summary, differences = ({(row["dataset"], row["share"], row["model_name"]): row for row in rows}
+                                for rows in (summary_table(results), compare_with_dense(results)))
+        columns = {key[:2]: row for key, row in summary.items() if row["nb_runs"]}
+        is_one = len(results["dataset_names"]) == 1
+        lines = [[title, *["parameters"] * is_one, *(
+            f"share {share:g}, n = {row['nb_runs']}" if is_one else f"{dataset}, n = {row['nb_runs']}"
+            for (dataset, share), row in columns.items())]]
+        lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+        for model_name in results["model_names"]:
+            rows = [summary[(*column, model_name)] for column in columns]
+            lines.append([format_family(model_name), *[f"{rows[0]['nb_model_parameters']:,}"] * is_one])
+            for row, difference in zip(rows, [differences.get((*column, model_name)) for column in columns]):
+                mark = "**" if difference and difference["verdict"] != "undecided" else ""
+                lines[-1].append(f"{row['test_accuracy_mean']:.3f} ± {row['test_accuracy_sd']:.3f}"
+                                 + (f" ({mark}{format_difference(difference)}{mark})" if difference else ""))
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
 
 
 def format_difference(row):
@@ -276,26 +273,25 @@ def format_difference(row):
 
 
 def format_family(model_name):
-    dimension = re.fullmatch(r"ss_(\d+)_dim", model_name)
-    return f"SSS-{dimension[1]}" if dimension else {"standard_nn": "dense", "rank_1": "rank-1"}.get(model_name, model_name)
+    return {"standard_nn": "dense", "rank_1": "rank-1"}.get(model_name) or re.sub(r"ss_(\d+)_dim", r"SSS-\1", model_name)
 
 
 def compare_with_authors(results):
-    """A table, and a sentence."""
+    """A table, and two sentences."""
     rows = [row for row in summary_table(results) if row["share"] == 0.1]
-    lines = [f"| family | authors (n = {NB_AUTHORS_RUNS}) | here (n = {rows[0]['nb_runs']}) | difference in standard errors |",
-             "|---|---|---|---:|"]
-    distances = []
+    lines, distances = [], []
     for row in rows:
         mean, sd = AUTHORS_ACCURACIES[row["model_name"]]
-        error = math.sqrt(sd ** 2 / NB_AUTHORS_RUNS + row["test_accuracy_sd"] ** 2 / row["nb_runs"])
+        error = math.hypot(sd / math.sqrt(NB_AUTHORS_RUNS), row["test_accuracy_sd"] / math.sqrt(row["nb_runs"]))
         distances.append(abs(row["test_accuracy_mean"] - mean) / error)
         lines.append(f"| {format_family(row['model_name'])} | {mean:.2f} ± {sd:.2f} | {row['test_accuracy_mean']:.2f} ± "
                      f"{row['test_accuracy_sd']:.2f} | {distances[-1]:.1f} |")
     epochs = [row["epochs_mean"] for row in rows]
-    return "\n".join(lines) + (f"\n\nThe largest of {len(rows)} differences is {max(distances):.1f} standard errors. The "
-                               f"authors' nets train for 203 to 232 epochs in the mean, these for {min(epochs):.0f} to "
-                               f"{max(epochs):.0f}.")
+    return "\n".join([
+        f"| family | authors, n = {NB_AUTHORS_RUNS} | here, n = {rows[0]['nb_runs']} | difference in standard errors |",
+        "|---|---|---|---:|", *lines, "",
+        f"The largest difference is {max(distances):.1f} standard errors. The authors' nets train for about 203 to 232 "
+        f"epochs, these for", f"{min(epochs):.0f} to {max(epochs):.0f}."])
 
 
 def describe_dataset(sweep):
@@ -303,25 +299,23 @@ def describe_dataset(sweep):
     title, nb_samples = DATASETS[sweep.dataset]
     try:
         nb_found = len(sweep.load_data(FOLDER / benchmark.datasets_folder)[0][0])
-    except Exception:  # the data have been there before
-        return f"{title}, an unknown part"
-    return f"{title}, {nb_found:,} " + (f"of {nb_samples:,} " if nb_found != nb_samples else "") + "samples"
+    except Exception:  # the runs are there, the data no longer
+        return f"{title}, samples unknown"
+    nb_found = int(sweep.share * nb_found)
+    return f"{title}, {nb_found:,} of {nb_samples:,} samples" if nb_found < nb_samples else f"{title}, all samples"
 
 
 def describe_runs(study):
-    """How many runs there are, and how wide their intervals."""
-    lines, nb_runs, seconds = [], 0, 0.0
-    for sweep, runs in study.items():
-        times = [run["training_time"] for iterations in runs.values() for run in iterations.values()]
-        nb_runs, seconds = nb_runs + len(times), seconds + sum(times)
-        rows = compare_with_dense(combine({"": [runs]})) if times else []
-        widths = [(row["interval_high"] - row["interval_low"]) / 2 for row in rows]
-        if rows:
-            lines.append(f"| {DATASETS[sweep.dataset][0]} | {PROTOCOL_TITLES[sweep.protocol]} | {sweep.share:g} | "
-                         f"{', '.join(map(str, sweep.nb_neurons_list))} | {rows[0]['nb_pairs']} | {max(widths):.3f} |")
-    return "\n".join(["| data set | protocol | share | neurons | iterations | largest ± of a difference |",
-                      "|---|---|---:|---:|---:|---:|", *lines, "",
-                      f"{nb_runs:,} runs, {seconds / 3600:.1f} hours of training time on one thread each."])
+    """How many runs there are, what is missing, and the widest interval on pendigits with 50 neurons."""
+    all_runs = [run for runs in study.values() for iterations in runs.values() for run in iterations.values()]
+    half_widths = [(row["interval_high"] - row["interval_low"]) / 2
+                   for sweep, runs in study.items() if sweep.dataset == "pendigits" and sweep.nb_neurons_list == (50,)
+                   for row in compare_with_dense(combine({"": [runs]})) if row["nb_pairs"] > 1]
+    missing = {DATASETS[sweep.dataset][0] for sweep, runs in study.items() if not any(runs.values())}
+    return (f"{len(all_runs):,} runs with {sum(run['training_time'] for run in all_runs) / 3600:.1f} hours of training on "
+            f"one thread each. No 95 % interval on\npendigits with 50 neurons is wider than "
+            f"±{max(half_widths, default=math.nan):.3f}. "
+            + (f"Missing: {', '.join(sorted(missing))}." if missing else "No data set is missing."))
 
 
 def save_figure(name, figure):
@@ -329,12 +323,11 @@ def save_figure(name, figure):
 
 
 def write_documents(blocks):
-    """Put the Markdown of the blocks between their marks in the documents; ValueError if a mark names no block."""
+    """Put the blocks where the documents name them."""
     for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
         text = re.sub(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)",
-                      lambda match: f"{match[1]}{blocks.get(match[2], 'No results of this part.')}\n{match[3]}", text,
-                      flags=re.DOTALL)
+                      lambda mark: f"{mark[1]}{blocks.get(mark[2], 'No results.')}\n{mark[3]}",
+                      path.read_text(encoding="utf-8"), flags=re.DOTALL)
         path.write_text(text, encoding="utf-8")
 
 
