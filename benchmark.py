@@ -20,8 +20,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmark_results import ResultsFile, get_environment
-from checks import (check_choice, check_distinct, check_positive_integers, check_script_hyperparameters, check_shares)
-from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
+from checks import (check_choice, check_data, check_distinct, check_positive_integers, check_script_hyperparameters,
+                    check_shares)
+from datasets import (get_loading_functions_by_name, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from digests import derive_seed, digest_arrays, digest_code
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
@@ -150,7 +151,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
 
 def load_shuffled_data(dataset, load_data, hyperparameters):
     """X_train, y_train, X_test, y_test of a dataset; the training data shuffled once, so that shares are nested."""
-    (X_train, y_train), (X_test, y_test) = load_data(FOLDER / hyperparameters["datasets_folder"])
+    X_train, y_train, X_test, y_test = check_data(load_data(FOLDER / hyperparameters["datasets_folder"]))
     order = np.random.default_rng(derive_seed(hyperparameters["seed"], dataset)).permutation(len(X_train))
     return X_train[order], y_train[order], X_test, y_test
 
@@ -215,7 +216,7 @@ def check_hyperparameters(hyperparameters):
     check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
     check_choice("joblib_backend", checked["joblib_backend"], ("loky", "dask"))
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
-    loading_functions = {get_dataset_name_for_loading_function(f): f for f in checked["dataset_loading_functions"]}
+    loading_functions = get_loading_functions_by_name(checked["dataset_loading_functions"])
     return {**checked, "dataset_loading_functions": loading_functions, "dataset_names": list(loading_functions)}
 
 

@@ -127,6 +127,7 @@ class ResultsFile:
     :param hyperparameters: {name: plain value}, with the SWEEP_LISTS and nb_iterations
     :param code_digests: {model name: digest (str) of the code that its runs depend on}
     :param get_data_digest: function from the name of a data set to the digest (str) of its arrays; may raise anything
+    :raises ValueError: a data set is named like another entry of the results
     :raises OSError: the folder cannot be written, or the disk has no room for the results
     """
 
@@ -137,6 +138,8 @@ class ResultsFile:
         self.path = Path(path)
         self.results = {**hyperparameters, "environment": {**environment, "code_digests": code_digests,
                                                            "data_digests": {}}, "failures": []}
+        for dataset in set(hyperparameters["dataset_names"]) & set(self.results):
+            raise ValueError(f"a data set cannot be named {dataset}, the name of another entry of the results")
         self.runs = [Run(dataset, share, model_name, nb_neurons, iteration)
                      for dataset in hyperparameters["dataset_names"]
                      for share in hyperparameters["training_set_shares"]

@@ -195,6 +195,50 @@ def test_a_family_is_named_by_its_state_dimension_and_nets_by_depth_and_stage_si
                     (int(name.split("_")[1]), 2)}
 
 
+# ---- data sets of one's own ----
+
+def load_own_data(datasets_folder):
+    (X, y), test = load_digits_data()
+    return (X + 1, y), test
+
+
+def test_a_function_in_another_file_suffices_for_a_data_set_also_in_processes(sweep, results, tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text("""
+import numpy as np
+def load_stripes_data(datasets_folder):
+    images = np.load(datasets_folder / "stripes.npy")
+    return (images[:30], [0, 1] * 15), (images[30:], [1, 0])
+""")
+    stripes = np.random.default_rng(0).integers(255, size=(32, 2, 27, 27), dtype=np.uint8)
+    np.save(tmp_path / "stripes.npy", stripes)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = dict(dataset_loading_functions=[importlib.import_module("my_data").load_stripes_data],
+               datasets_folder=tmp_path, training_set_shares=[1])
+    assert sweep(**own, result_file=tmp_path / "one.p") == 0 == sweep(**own, nb_jobs=2)
+    assert results() == results("one.p") and len(results()["stripes"][1.0]["ss_2_dim"][6]) == 2
+
+
+def test_unusable_arrays_fail_the_data_set_once_before_any_training(sweep, results, capsys):
+    def load_float_labels_data(datasets_folder):
+        (X, y), test = load_digits_data()
+        return (X, y + 0.), test
+
+    assert sweep(dataset_loading_functions=[load_float_labels_data]) == 1
+    failure, = results()["failures"]
+    assert failure["dataset"] == "float_labels" and "y_train must hold integers, got " in failure["reason"]
+    assert capsys.readouterr().err.count("y_train must") == 1
+
+
+def test_a_data_set_that_is_named_like_another_entry_of_the_results_is_refused(sweep, tmp_path, capsys):
+    for name in ("seed", "failures"):
+        def load(datasets_folder):
+            raise NotImplementedError
+        load.__name__ = f"load_{name}_data"
+        assert sweep(dataset_loading_functions=[load]) == 2
+        assert f"a data set cannot be named {name}" in capsys.readouterr().err
+    assert not (tmp_path / "benchmark_result.p").exists()
+
+
 # ---- interruptions ----
 
 def start(script, folder):
@@ -251,14 +295,8 @@ def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
 
 
 def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
-        sweep, results, tmp_path, monkeypatch, reference, capsys):
-    def load_other_data(datasets_folder):
-        (X, y), test = load_digits_data()
-        return (X + 1, y), test
-
-    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function",
-                        {load_digits_data: "digits", load_other_data: "other"}.__getitem__)
-    larger = dict(dataset_loading_functions=[load_other_data, load_digits_data], nb_iterations=3,
+        sweep, results, tmp_path, reference, capsys):
+    larger = dict(dataset_loading_functions=[load_own_data, load_digits_data], nb_iterations=3,
                   nb_neurons_list=[4, 6], training_set_shares=[0.1, 0.05],
                   model_names=["ss_1_dim", "standard_nn", "ss_2_dim", "rank_1"])
     sweep()
@@ -269,18 +307,11 @@ def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
     assert extended == results("fresh.p")
     # A run is the same whatever else is in the sweep.
     assert extended["digits"][0.05]["rank_1"][6][0] == reference["digits"][0.05]["rank_1"][6][0]
-    assert extended["other"][0.05]["rank_1"][6][0] != reference["digits"][0.05]["rank_1"][6][0]
-
-
-def load_own_data(datasets_folder):
-    (X, y), test = load_digits_data()
-    return (X + 1, y), test
+    assert extended["own"][0.05]["rank_1"][6][0] != reference["digits"][0.05]["rank_1"][6][0]
 
 
 def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs_are_done_again(
-        sweep, results, tmp_path, monkeypatch, reference, capsys):
-    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function",
-                        lambda function: {"load_digits_data": "digits", "load_own_data": "own"}[function.__name__])
+        sweep, results, tmp_path, reference, capsys):
     sweep(dataset_loading_functions=[load_own_data, load_digits_data])
     before = results()
     sweep(dataset_loading_functions=[load_own_data, load_digits_data], datasets_folder=tmp_path)
@@ -298,14 +329,13 @@ def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs
     assert results()["digits"] == reference["digits"] and results()["own"] != before["own"]
 
 
-def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, tmp_path, monkeypatch, capsys):
+def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, capsys):
     sweep()
     before = results()
 
     def load_digits_data(datasets_folder):
         raise FileNotFoundError("gone\nfor good")
 
-    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
     capsys.readouterr()
     assert sweep(dataset_loading_functions=[load_digits_data]) == 0
     assert results() == before
@@ -369,7 +399,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
 
 
 @pytest.mark.parametrize("hyperparameters, message", [
-    (dict(dataset_loading_functions=[np.load]), "unknown data set loading function load"),
+    (dict(dataset_loading_functions=[np.load]), "a data set needs a function named like load_digits_data"),
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
