@@ -113,7 +113,7 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
     except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
-        return report_error(f"interrupted; {path.name} has all finished runs, python benchmark.py continues the sweep",
+        return report_error(f"interrupted; {path.name} has all finished runs, the same command continues the sweep",
                             128 + interrupted.signal_number)
     results = results_file.results
     print(format_summary_table(results))

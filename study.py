@@ -3,9 +3,9 @@
     python study.py
 
 runs the sweeps below with benchmark.py, each into a file of its own in `study/`. From these files it draws the figures
-`docs/study_*`, and writes the tables and sentences with numbers of docs/results.md, docs/fidelity.md and README.md: what
-stands there between `<!-- study: NAME -->` and `<!-- end -->`. Started again it continues. A data set that is missing is
-named and left out.
+`docs/study_*`, and writes the tables and sentences with numbers of docs/results.md, docs/fidelity.md and README.md, all
+that stands there between `<!-- study: NAME -->` and `<!-- end -->`. Started again it continues. A data set that is
+missing is named and left out.
 """
 
 import io
@@ -51,7 +51,8 @@ def load_cifar10_data(datasets_folder):
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")):
+        if (module.replace("_core", "core"), name) in (
+                ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")):
             return super().find_class(module, name)
         raise ValueError(f"a file of CIFAR-10 wants {module}.{name}, and arrays need none of that")
 
@@ -245,13 +246,14 @@ def compare_at_equal_size(results):
 
 
 def format_tables(results_by_title):
-    """A table for each: a row per family, a column per data set and share with accuracy and difference to dense."""
+    """A table for each: a row per family, a column per data set with accuracy and difference to the dense net; or per
+    share, where the data set of the results stands for that title."""
     tables = []
     for title, results in results_by_title.items():
         summary, differences = ({(row["dataset"], row["share"], row["model_name"]): row for row in rows}
                                 for rows in (summary_table(results), compare_with_dense(results)))
         columns = {key[:2]: row for key, row in summary.items() if row["nb_runs"]}
-        is_one = len(results["dataset_names"]) == 1
+        is_one = results["dataset_names"] == [title]
         lines = [[title, *["parameters"] * is_one, *(
             f"share {share:g}, n = {row['nb_runs']}" if is_one else f"{dataset}, n = {row['nb_runs']}"
             for (dataset, share), row in columns.items())]]
@@ -273,7 +275,8 @@ def format_difference(row):
 
 
 def format_family(model_name):
-    return {"standard_nn": "dense", "rank_1": "rank-1"}.get(model_name) or re.sub(r"ss_(\d+)_dim", r"SSS-\1", model_name)
+    other_names = {"standard_nn": "dense", "rank_1": "rank-1"}
+    return other_names.get(model_name) or re.sub(r"ss_(\d+)_dim", r"SSS-\1", model_name)
 
 
 def compare_with_authors(results):
@@ -284,8 +287,8 @@ def compare_with_authors(results):
         mean, sd = AUTHORS_ACCURACIES[row["model_name"]]
         error = math.hypot(sd / math.sqrt(NB_AUTHORS_RUNS), row["test_accuracy_sd"] / math.sqrt(row["nb_runs"]))
         distances.append(abs(row["test_accuracy_mean"] - mean) / error)
-        lines.append(f"| {format_family(row['model_name'])} | {mean:.2f} ± {sd:.2f} | {row['test_accuracy_mean']:.2f} ± "
-                     f"{row['test_accuracy_sd']:.2f} | {distances[-1]:.1f} |")
+        lines.append(f"| {format_family(row['model_name'])} | {mean:.2f} ± {sd:.2f} | "
+                     f"{row['test_accuracy_mean']:.2f} ± {row['test_accuracy_sd']:.2f} | {distances[-1]:.1f} |")
     epochs = [row["epochs_mean"] for row in rows]
     return "\n".join([
         f"| family | authors, n = {NB_AUTHORS_RUNS} | here, n = {rows[0]['nb_runs']} | difference in standard errors |",
@@ -312,9 +315,9 @@ def describe_runs(study):
                    for sweep, runs in study.items() if sweep.dataset == "pendigits" and sweep.nb_neurons_list == (50,)
                    for row in compare_with_dense(combine({"": [runs]})) if row["nb_pairs"] > 1]
     missing = {DATASETS[sweep.dataset][0] for sweep, runs in study.items() if not any(runs.values())}
-    return (f"{len(all_runs):,} runs with {sum(run['training_time'] for run in all_runs) / 3600:.1f} hours of training on "
-            f"one thread each. No 95 % interval on\npendigits with 50 neurons is wider than "
-            f"±{max(half_widths, default=math.nan):.3f}. "
+    hours = sum(run["training_time"] for run in all_runs) / 3600
+    return (f"{len(all_runs):,} runs, {hours:.1f} hours of training on one thread.\n"
+            f"The widest 95 % interval on pendigits with 50 neurons is ±{max(half_widths, default=math.nan):.3f}.\n"
             + (f"Missing: {', '.join(sorted(missing))}." if missing else "No data set is missing."))
 
 
