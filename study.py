@@ -139,9 +139,10 @@ def run_sweeps():
                  "result_file": sweep.path} for sweep in SWEEPS]
     nb_runs = [len(s["model_names"]) * len(s["nb_neurons_list"]) * s["nb_iterations"] for s in settings]
     largest_status = 0
-    with tqdm(total=sum(nb_runs), desc="study", unit="run", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=sum(nb_runs), unit="run", disable=None, dynamic_ncols=True) as bar:
         for sweep, hyperparameters, nb_runs_here in zip(SWEEPS, settings, nb_runs):
-            # On a terminal the bars of the study and of the sweep say enough.
+            bar.set_description(sweep.path.stem)
+            # On a terminal the bars, this one and the sweep's, say enough.
             with nullcontext() if bar.disable else redirect_stdout(io.StringIO()):
                 exit_status = benchmark.main(hyperparameters)
             bar.update(nb_runs_here)
