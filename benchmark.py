@@ -2,8 +2,7 @@
 accuracy and number of parameters.
 
 `python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
-`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes, and extends what is there
-by what was added.
+`benchmark_result.p` and figures beside this script. Started again it resumes, and extends what is there by what is new.
 """
 
 import hashlib
@@ -27,9 +26,8 @@ from checks import (check_choice, check_device, check_distinct, check_file_name,
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
-from plot_results import plot_accuracy
+from plot_results import draw_figures, format_summary_table, remove_figures
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
-from result_tables import format_summary_table
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 
@@ -87,9 +85,9 @@ MODEL_FAMILIES = {
 
 FOLDER = Path(__file__).resolve().parent
 WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
-    "benchmark_results", "result_tables", "plot_results", "checks", "realisation", "standardmodels",
+    "benchmark_results", "result_tables", "figure_parts", "plot_results", "checks", "realisation", "standardmodels",
     "semiseparablemodels", "rank1models", "model_training", "datasets", "benchmark")]
-SOURCE_FILES = WORKER_FILES[3:]  # what results depend on
+SOURCE_FILES = WORKER_FILES[4:]  # what results depend on
 
 
 def main():
@@ -102,6 +100,7 @@ def main():
             environment = get_environment(hyperparameters["device"], SOURCE_FILES)
             with closing(ResultsFile(path, hyperparameters, environment)) as results_file:
                 print(f"{path.name}: {results_file.message}", flush=True)
+                remove_figures(path)  # which would be older than the file
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
                                   hyperparameters["dask_scheduler_address"], WORKER_FILES) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
@@ -112,15 +111,15 @@ def main():
     except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
+        remove_figures(path)  # somebody may have drawn them in the meantime
         return report_error(f"interrupted; {path.name} has all finished runs, python benchmark.py continues the sweep",
                             128 + interrupted.signal_number)
-    results = results_file.results
-    print(format_summary_table(results))
+    print(format_summary_table(results_file.results))
     try:
-        plot_accuracy(results).savefig(path.with_suffix(".png"), dpi=100)
+        draw_figures(results_file.results, path)
     except Exception as problem:  # whatever it is, the results are safe and matter more
-        report_error(f"no figure: {describe(problem)}", 0)
-    return 1 if results["failures"] else 0
+        report_error(f"not all figures: {describe(problem)}", 0)
+    return 1 if results_file.results["failures"] else 0
 
 
 def run_sweep(results_file, loading_functions, hyperparameters, cluster):
@@ -198,7 +197,7 @@ def derive_seed(*identity):
 def check_hyperparameters(hyperparameters):
     """The same as plain data, loading functions by name (dict); ValueError for the first one that cannot work."""
     checked = {name: to_plain_data(value) for name, value in hyperparameters.items()}
-    check_file_name("result_file", checked["result_file"], ".png")  # the figure's
+    check_file_name("result_file", checked["result_file"], ".png", ".pdf")  # the figures'
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:

@@ -52,10 +52,11 @@ def check_choice(name, value, choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_file_name(name, value, other_suffix):
-    """The value is the path of a file, whose name does not end like that of another file beside it."""
-    if not isinstance(value, str) or not value or value.endswith(other_suffix):
-        raise ValueError(f"{name} must be the name of a file that does not end in {other_suffix}, got {value!r}")
+def check_file_name(name, value, *other_suffixes):
+    """The value is the path of a file, whose name does not end like those of other files beside it."""
+    if not isinstance(value, str) or not value or value.endswith(other_suffixes):
+        raise ValueError(f"{name} must be the name of a file that does not end in {' or '.join(other_suffixes)}, "
+                         f"got {value!r}")
 
 
 def check_distinct(name, values):
