@@ -2,7 +2,7 @@
 accuracy and number of parameters.
 
 `python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
-`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes or extends what is there.
+`benchmark_result.p` and figures beside this script. Started again it resumes or extends what is there.
 """
 
 import re
@@ -26,9 +26,8 @@ from datasets import (get_loading_functions_by_name, load_cifar10_data, load_dig
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from digests import derive_seed, digest_arrays, digest_code
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
-from plot_results import plot_accuracy
+from plot_results import draw_figures, format_summary_table, remove_figures
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
-from result_tables import format_summary_table
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 
@@ -103,6 +102,7 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
                 lambda name: digest_arrays(*load_shuffled_data(name, loading_functions[name], hyperparameters))
             )) as results_file:
                 print(f"{path.name}: {results_file.message}", flush=True)
+                remove_figures(path)  # which would be older than the file
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
                                   hyperparameters["dask_scheduler_address"], __file__) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
@@ -113,15 +113,15 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
     except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
+        remove_figures(path)  # somebody may have drawn them in the meantime
         return report_error(f"interrupted; {path.name} has all finished runs, the same command continues the sweep",
                             128 + interrupted.signal_number)
-    results = results_file.results
-    print(format_summary_table(results))
+    print(format_summary_table(results_file.results))
     try:
-        plot_accuracy(results).savefig(path.with_suffix(".png"), dpi=100)
+        draw_figures(results_file.results, path)
     except Exception as problem:  # whatever it is, the results are safe and matter more
-        report_error(f"no figure: {describe(problem)}", 0)
-    return 1 if results["failures"] else 0
+        report_error(f"not all figures: {describe(problem)}", 0)
+    return 1 if results_file.results["failures"] else 0
 
 
 def run_sweep(results_file, loading_functions, hyperparameters, cluster):

@@ -11,6 +11,7 @@ from itertools import groupby, product
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats has it too, but takes a second to import
 
+DENSE = "standard_nn"  # the family that the others are compared with
 TABLE_WIDTH = 100  # columns of the terminal
 MAX_FAILURE_REASONS = 10  # listed beneath the table, the most frequent first
 MIN_PAIRS = 5  # of runs, below which no difference is called one
@@ -172,7 +173,7 @@ def get_mean_interval(values):
     return mean, float(mean - half_width), float(mean + half_width)
 
 
-def compare_with_dense(results, baseline="standard_nn"):
+def compare_with_dense(results, baseline=DENSE):
     """Does a family test better than the dense net? One row (a dict) per dataset, share, neurons and family.
 
     Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.

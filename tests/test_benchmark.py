@@ -21,6 +21,7 @@ from benchmark_results import Run, load_results
 from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data,
                       load_pendigits_data)
 from model_training import get_loss_and_accuracy, train_model
+from plot_results import draw_figures
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATASETS = PROJECT.parent / "shared" / "datasets"
@@ -33,7 +34,12 @@ TINY_SWEEP = dict(
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """A function that runs benchmark.main() on a tiny sweep in tmp_path, with the hyperparameters that it is given."""
+    """A function that runs benchmark.main() on a tiny sweep in tmp_path, with the hyperparameters that it is given.
+
+    It draws no figures, which would take longer than the sweep.
+    """
+    monkeypatch.setattr(benchmark, "draw_figures", lambda results, path: None)
+
     def run(**hyperparameters):
         for name, value in {**TINY_SWEEP, "result_file": tmp_path / "benchmark_result.p", **hyperparameters}.items():
             monkeypatch.setattr(benchmark, name, value)
@@ -282,16 +288,20 @@ def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
                         "min_number_training_epochs": 100, "dataset_loading_functions": "[load_digits_data]"}.items():
         code = re.sub(rf"^{name} = .*", f"{name} = {value}", code, flags=re.MULTILINE)
     (tmp_path / "benchmark.py").write_text(code, encoding="utf-8")
+    (tmp_path / "benchmark_result.png").touch()
     process = start("benchmark.py", tmp_path)
     path = tmp_path / "benchmark_result.p"
     while nb_finished_runs(path) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    assert not (tmp_path / "benchmark_result.png").exists()  # that of an earlier sweep
+    (tmp_path / "benchmark_result_differences.pdf").touch()  # somebody draws them in the meantime
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate()  # returns when all who could write there have ended
     assert process.returncode == 130
     assert "continues the sweep" in errors and "Traceback" not in errors
     assert nb_finished_runs(path) >= 3
+    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.pdf")]  # figures would be older than the file
 
 
 def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
@@ -343,16 +353,28 @@ def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, capsys)
             "(FileNotFoundError: gone)\n") in capsys.readouterr().out
 
 
-def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(sweep, results, monkeypatch, capsys):
+def test_figures_are_drawn_from_the_file_that_is_there_in_the_end(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "draw_figures", draw_figures)
+    stale = [tmp_path / f"benchmark_result{suffix}.png" for suffix in ("", "_differences", "_learning_curves")]
+    for picture in stale:
+        picture.touch()
+    assert sweep() == 0
+    for picture in (path.with_suffix(ending) for path in stale for ending in (".png", ".pdf")):
+        assert picture.stat().st_size
+        assert picture.stat().st_mtime_ns >= (tmp_path / "benchmark_result.p").stat().st_mtime_ns
+
+
+def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(
+        sweep, results, tmp_path, monkeypatch, capsys):
     sweep()
     before = results()
     monkeypatch.setattr(benchmark, "make_runs", None)  # would fail if called
-    monkeypatch.setattr(benchmark, "plot_accuracy", lambda results: 1 / 0)
+    monkeypatch.setattr(benchmark, "draw_figures", lambda results, path: 1 / 0)
     capsys.readouterr()
     assert sweep() == 0
     captured = capsys.readouterr()
     assert "complete" in captured.out and "standard_nn" in captured.out and results() == before
-    assert "no figure: ZeroDivisionError" in captured.err
+    assert "not all figures: ZeroDivisionError" in captured.err and not (tmp_path / "benchmark_result.png").exists()
 
 
 def test_a_second_benchmark_ends_at_once_and_leaves_the_first_alone(sweep, tmp_path, capsys):
@@ -403,7 +425,9 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
-    (dict(result_file=None), "result_file must be the name of a file"), (dict(result_file="r.png"), "got 'r.png'"),
+    (dict(result_file=None), "result_file must be the name of a file"),
+    (dict(result_file="r.png"), "does not end in .png or .pdf, got 'r.png'"),
+    (dict(result_file="r.pdf"), "got 'r.pdf'"),
     (dict(inputoutput_dim=4), "inputoutput_dim 4 does not divide 6 neurons"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
     (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be a positive integer, got 0"),
