@@ -9,6 +9,7 @@ replaced, and several processes can start in one folder.
 """
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,28 +140,32 @@ def load_digits_data(datasets_folder="datasets/", *, random_state=0):
     return (X_train, y_train), (X_test, y_test)
 
 
-_LOADING_FUNCTIONS = {
-    load_pendigits_data: "pendigits",
-    load_hand_posture_data: "hand_posture",
-    load_mnist_data: "mnist",
-    load_cifar10_data: "cifar10",
-    load_digits_data: "digits",
-}
-
+# ---- names, also of data sets of your own ----
 
 def get_dataset_name_for_loading_function(loading_function):
-    """Name (str) of the data set that one of the functions above loads; ValueError for any other function."""
-    for function, name in _LOADING_FUNCTIONS.items():
-        if function is loading_function:
-            return name
-    unknown = getattr(loading_function, "__name__", repr(loading_function))
-    known = ", ".join(function.__name__ for function in _LOADING_FUNCTIONS)
-    raise ValueError(f"unknown data set loading function {unknown}, known are {known}")
+    """Name (str) of the data set that a function loads: NAME for load_NAME_data; ValueError for anything else."""
+    name = re.fullmatch(r"load_(\w+)_data", str(getattr(loading_function, "__name__", "")))
+    if not name or not callable(loading_function):
+        raise ValueError(f"a data set needs a function named like load_digits_data, with the data set's name in the "
+                         f"middle, got {loading_function!r}; write def load_NAME_data(datasets_folder): ...")
+    return name[1]
+
+
+def get_loading_functions_by_name(loading_functions):
+    """{name of the data set: its loading function}; ValueError for two with the same name."""
+    names = [get_dataset_name_for_loading_function(function) for function in loading_functions]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"there are two functions load_{name}_data; rename one, the name is the data set's")
+    return dict(zip(names, loading_functions))
 
 
 def is_image_dataset(loading_function):
-    """Whether (bool) the function loads images, (N, channels, height, width); ValueError as above."""
-    return get_dataset_name_for_loading_function(loading_function) in ("mnist", "cifar10")
+    """Whether (bool) one of the functions above loads images, (N, channels, height, width); ValueError for others."""
+    name = get_dataset_name_for_loading_function(loading_function)
+    if name not in (*_SOURCES, "digits"):
+        raise ValueError(f"only the shape of what load_{name}_data returns tells whether it loads images")
+    return name in ("mnist", "cifar10")
 
 
 # ---- finding and downloading files ----

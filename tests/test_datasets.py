@@ -1,6 +1,7 @@
 """Facts about datasets.py. No test uses the network; those on the real sample files skip without them."""
 
 import errno
+import functools
 import gzip
 import hashlib
 import io
@@ -465,11 +466,32 @@ def test_every_loading_function_has_its_name_and_only_mnist_and_cifar10_are_imag
         assert datasets.is_image_dataset(load) is (name in ("mnist", "cifar10"))
 
 
-def test_an_unknown_loading_function_is_named_beside_the_known_ones():
+def load_my_own_data(datasets_folder):
+    raise NotImplementedError
+
+
+def test_the_name_of_any_other_function_is_in_the_middle_of_its_own_and_nothing_says_whether_it_loads_images():
+    assert datasets.get_dataset_name_for_loading_function(load_my_own_data) == "my_own"
+    with pytest.raises(ValueError, match="only the shape of what load_my_own_data returns tells"):
+        datasets.is_image_dataset(load_my_own_data)
+
+
+def test_what_is_no_function_with_such_a_name_is_shown_with_the_remedy():
     for function in (datasets.get_dataset_name_for_loading_function, datasets.is_image_dataset):
-        for unknown, shown in ((load_digits, "load_digits"), ("mnist", "'mnist'"), ([], r"\[\]")):
-            with pytest.raises(ValueError, match=f"data set loading function {shown}, known are .*load_mnist_data, "):
+        for unknown in (load_digits, "mnist", [], lambda folder: None, functools.partial(load_my_own_data)):
+            with pytest.raises(ValueError, match="got .*; write def load_NAME_data") as error:
                 function(unknown)
+            assert repr(unknown) in str(error.value)
+
+
+def test_two_functions_of_one_name_are_named():
+    def load_digits_data(datasets_folder):
+        raise NotImplementedError
+
+    two = [datasets.load_mnist_data, datasets.load_digits_data]
+    assert datasets.get_loading_functions_by_name(two) == dict(zip(["mnist", "digits"], two))
+    with pytest.raises(ValueError, match="two functions load_digits_data"):
+        datasets.get_loading_functions_by_name([*two, load_digits_data])
 
 
 def test_further_arguments_are_keyword_only():
