@@ -97,8 +97,8 @@ def build(source, functions, core, optimisation, folder):
     :param functions: names of functions that will be called; what they do not use is left out
     :param core: one of CORES
     :param optimisation: "-O2", "-Os", ...
-    :param folder: of headers and, below `zig-cache`, of what the compiler keeps for the next time. The first program
-        for a core and an optimisation takes seconds, those after it in the same folder a fraction of one.
+    :param folder: of headers and, below `zig-cache`, of what the compiler keeps for the next time: the first program
+        for a core and an optimisation that needs the compiler's library takes seconds, others a fraction of one
     :return: Program
     :raises ImportError: ziglang or unicorn is not installed
     :raises RuntimeError: the compiler or the linker refuses the program, with its message
@@ -115,8 +115,11 @@ def build(source, functions, core, optimisation, folder):
                    "-ffunction-sections", "-fdata-sections", "-g0", f"-I{Path(folder).absolute()}", str(source_file),
                    "-Wl,--gc-sections", "-Wl,-s", f"-Wl,-T,{script_file}", f"-Wl,-e,{functions[0]}", "-o",
                    str(elf_file)]
-        done = subprocess.run(command, env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache),
-                                            "ZIG_LOCAL_CACHE_DIR": str(cache)}, capture_output=True, text=True)
+        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
+        for without_library in (["-nostdlib"], []):  # which takes seconds to build and is not always needed
+            done = subprocess.run(command + without_library, env=environment, capture_output=True, text=True)
+            if "undefined symbol" not in done.stderr:
+                break
         if done.returncode:
             raise RuntimeError(f"no program for {core}, {optimisation}: {done.stderr.strip()}")
         flash = _read_flash(elf_file.read_bytes())
@@ -200,7 +203,8 @@ class EmulatedCore:
         self._uc.mem_write(RAM, bytes([PAINT]) * STACK_SIZE)
         self._uc.reg_write(self._sp, RAM + STACK_SIZE)
         self._uc.reg_write(self._return, FLASH + self.is_arm)  # the table, where no code is; 1 stands for Thumb code
-        self._blocks, self._end_of_block, self._nb_jumps, self._invalid_access = {}, None, -1, ""
+        self._blocks, self._end_of_block, self._invalid_access = {}, None, ""
+        self._nb_jumps = 0  # The one to the function will count, instead of the one back, behind which no block begins.
         try:
             self._uc.emu_start(self.program.functions[function] | self.is_arm, FLASH, count=MOST_INSTRUCTIONS)
         except unicorn.UcError as error:
@@ -259,7 +263,7 @@ def get_cycles(code):
     :param code: int of 16 bits, or of 32 bits with the first halfword in the upper ones
     """
     if code < 1 << 16:
-        if code & 0xFC00 == 0xB400 or code & 0xFC00 == 0xBC00:  # PUSH, POP
+        if code & 0xF600 == 0xB400:  # PUSH, POP
             return 1 + (code & 0x1FF).bit_count()
         if code & 0xF000 == 0xC000:  # LDM, STM
             return 1 + (code & 0xFF).bit_count()
