@@ -143,6 +143,19 @@ def _read_flash(elf):
     return bytes(flash)
 
 
+def measure_calls(source, inputs, nb_outputs, core, optimisation, folder):
+    """Build a program and call its function `int run(const float *x, float *y)` for each row x of the inputs.
+
+    :param inputs: float32 array (N, entries of x)
+    :param nb_outputs: entries of y
+    :return: Program; list of N Calls; what the function wrote, float32 array (N, nb_outputs)
+    :raises ImportError, RuntimeError, EmulationError: see build and EmulatedCore.call
+    """
+    program = build(source, ["run"], core, optimisation, folder)
+    emulated_core, outputs = EmulatedCore(program), np.zeros((len(inputs), nb_outputs), np.float32)
+    return program, [emulated_core.call("run", x, y) for x, y in zip(inputs, outputs)], outputs
+
+
 class EmulatedCore:
     """A core with a program in its flash.
 
