@@ -27,8 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmark_results import check_writable
-from checks import check_finite
+from checks import check_finite, check_writable
 from model_training import get_nb_model_parameters
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer

@@ -21,7 +21,7 @@ import math
 import os
 import sys
 import tempfile
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +31,9 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 import benchmark
-from benchmark_results import Run, check_writable, get_environment, get_kept_path, save_results
+from benchmark_results import Run, get_environment, get_kept_path, save_results
 from c_export import export_to_c
-from checks import check_choice, check_distinct, check_file_name, check_positive_integers, to_plain_data
+from checks import check_choice, check_distinct, check_positive_integers, check_script_hyperparameters
 from datasets import is_available, load_digits_data, load_pendigits_data
 from emulated_core import CORES, check_packages, measure_calls
 from model_training import get_accuracy_score, get_loss_and_accuracy, get_nb_model_parameters, train_model
@@ -103,39 +103,42 @@ class Case(NamedTuple):
 
 
 def check_hyperparameters():
-    """({name: plain value}, the same with all that benchmark.py has beside it); ValueError, OSError or ImportError for
-    what cannot work."""
+    """({name: plain value}, the same with all that benchmark.py has beside it); ValueError or ImportError for what
+    cannot work."""
     check_packages()
-    checked = {name: to_plain_data(globals()[name]) for name in HYPERPARAMETERS}
+    checked = check_script_hyperparameters({name: globals()[name] for name in HYPERPARAMETERS}, FOLDER,
+                                           functions=("dataset_loading_functions",))
     for name in ("net_cases", "trained_model_names"):
         checked[name] = checked[name] or []
-    for name in ("model_names", "nb_neurons_list", "net_nb_neurons_list", "cores", "optimisations"):
+    for name in ("model_names", "nb_neurons_list", "net_nb_neurons_list", "cores", "optimisations",
+                 "dataset_loading_functions"):
         check_distinct(name, checked[name])
     for core in checked["cores"]:
         check_choice("each of cores", core, tuple(CORES))
     for optimisation in checked["optimisations"]:
         check_choice("each of optimisations", optimisation, ("-O1", "-O2", "-O3", "-Os", "-Oz"))
-    check_positive_integers(nb_neurons=checked["nb_neurons"], nb_hidden_layers=checked["nb_hidden_layers"])
+    if checked["trained_model_names"]:
+        check_distinct("trained_model_names", checked["trained_model_names"])
     if checked["nb_test_samples"] is not None:
         check_positive_integers(nb_test_samples=checked["nb_test_samples"])
+    check_positive_integers(nb_hidden_layers=checked["nb_hidden_layers"])
     if checked["nb_hidden_layers"] < 2:
-        raise ValueError("nb_hidden_layers must be 2 or more: the matrices that differ join them, got 1")
-    folder = FOLDER / str(checked["datasets_folder"])
-    available = [load for load in checked["dataset_loading_functions"] if is_available(load, folder)]
+        raise ValueError("nb_hidden_layers must be 2 or more, for the matrix that differs joins two, got 1")
+    datasets_folder = FOLDER / checked["datasets_folder"]
+    available = [load for load in checked["dataset_loading_functions"] if is_available(load, datasets_folder)]
     if not available:
-        raise ValueError(f"dataset_loading_functions need files that are not in {folder}, and "
-                         f"this script downloads nothing; add load_digits_data, which needs none")
-    check_file_name("result_file", checked["result_file"], ".png")  # the figure's
-    check_writable(FOLDER / checked["result_file"])
+        raise ValueError(f"the files of dataset_loading_functions are not in {datasets_folder}, and this script "
+                         f"downloads nothing; add load_digits_data, which needs no file")
     sweep = benchmark.check_hyperparameters({
-        **benchmark.get_hyperparameters(), **{name: checked[name] for name in checked if name in benchmark.HYPERPARAMETERS},
+        **benchmark.get_hyperparameters(),
+        **{name: value for name, value in checked.items() if name in benchmark.HYPERPARAMETERS},
         "dataset_loading_functions": available[:1], "training_set_shares": [checked["training_set_share"]],
-        "nb_neurons_list": list(dict.fromkeys([*checked["nb_neurons_list"], *checked["net_nb_neurons_list"],
-                                               checked["nb_neurons"]])),
-        "model_names": list(dict.fromkeys(checked["model_names"] + checked["trained_model_names"]))})
+        "nb_neurons_list": list(dict.fromkeys([checked["nb_neurons"], *checked["nb_neurons_list"],
+                                               *checked["net_nb_neurons_list"]])),
+        "model_names": list(dict.fromkeys(checked["model_names"] + checked["trained_model_names"])), "device": "cpu"})
     try:
-        for name, shape, nb_classes in checked["net_cases"]:
-            make_net(name, 1, "standard_nn", shape, nb_classes, sweep)
+        for kind, shape, nb_classes in checked["net_cases"]:
+            make_net(kind, checked["inputoutput_dim"], "standard_nn", shape, nb_classes, sweep)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"net_cases: {problem}") from problem
     return {**checked, "dataset_loading_functions": sweep["dataset_names"]}, sweep
@@ -145,7 +148,7 @@ def measure(hyperparameters, sweep):
     """All measurements: the dict that `result_file` holds.
 
     - hyperparameters, environment
-    - rows: list of dicts with kind ("layer", or the name of a net case), n, layer, core, optimisation, parameters,
+    - rows: list of dicts with kind ("hidden layer", or the name of a net case), n, layer, core, optimisation, parameters,
       multiply_adds; instructions, largest_instructions and cycles of a call (means over the samples, the largest);
       code_bytes, constant_bytes, stack_bytes; difference, the largest of a score from PyTorch's relative to the largest
       score; ratio, NaN without a dense one
@@ -178,8 +181,8 @@ def get_key(row):
 def make_cases(hyperparameters, sweep, folder):
     """Cases, one after the other, their headers written to the folder: layers, nets with initial weights, trained."""
     for n, name in product(hyperparameters["nb_neurons_list"], hyperparameters["model_names"]):
-        layer = make_net("layer", n, name, (1,), 1, sweep).hidden_layers[0]
-        yield make_case(folder, SCORES, "layer", n, name, layer, torch.randn(1, n))
+        layer = make_net("hidden layer", n, name, (1,), 1, sweep).hidden_layers[0]
+        yield make_case(folder, SCORES, "hidden layer", n, name, layer, torch.randn(1, n))
     for (kind, shape, nb_classes), n, name in product(
             hyperparameters["net_cases"], hyperparameters["net_nb_neurons_list"], hyperparameters["model_names"]):
         net = make_net(kind, n, name, shape, nb_classes, sweep)
@@ -189,6 +192,7 @@ def make_cases(hyperparameters, sweep, folder):
 
 
 def make_trained_cases(hyperparameters, sweep, folder):
+    torch.set_num_threads(sweep["nb_threads_per_run"])
     (dataset, load_data), = sweep["dataset_loading_functions"].items()
     X_train, y_train, X_test, y_test = benchmark.load_shuffled_data(dataset, load_data, sweep)
     share, n, seed = sweep["training_set_shares"][0], hyperparameters["nb_neurons"], hyperparameters["seed"]
@@ -200,7 +204,8 @@ def make_trained_cases(hyperparameters, sweep, folder):
         train_model(net, X_train[:nb_samples], y_train[:nb_samples],
                     seed=benchmark.derive_seed(seed, dataset, share, 0),
                     **{name: sweep[name] for name in benchmark.TRAINING_HYPERPARAMETERS})
-        case = make_case(folder, CLASSIFICATION, dataset, n, name, net, torch.from_numpy(X_test[tested]), y_test[tested])
+        X = torch.from_numpy(X_test[tested])
+        case = make_case(folder, CLASSIFICATION, dataset, n, name, net, X, y_test[tested])
         case.row["test_accuracy"] = get_loss_and_accuracy(net, X_test, y_test)[1]
         yield case
 
@@ -273,20 +278,19 @@ def make_row(case, core, optimisation, program, calls, outputs):
 
 
 def format_table(rows):
-    """The rows as text of at most 100 columns, a block per core, optimisation and kind."""
+    """The rows as text of at most 100 columns, a block per kind, core and optimisation."""
+    blocks = {}
+    for row in rows:
+        what = "hidden layers" if row["kind"] == "hidden layer" else f"whole nets, {row['kind']}"
+        blocks.setdefault(f"{what} on {row['core']}, {row['optimisation']}", []).append(row)
     lines = []
-    for (core, optimisation, kind), block in groupby(
-            sorted(rows, key=lambda row: (row["core"], row["optimisation"], row["kind"] != "layer", row["kind"])),
-            lambda row: (row["core"], row["optimisation"], row["kind"])):
-        what = "hidden layers" if kind == "layer" else f"whole nets, {kind}"
-        lines += ["", f"{what} on {core}, {optimisation}",
-                  f"{'n':>5}  {'layer':<12}{'multiply-adds':>13}{'instructions':>14}{'each':>7}{'ratio':>7}"
-                  f"{'cycles, est.':>14}{'code':>8}{'weights':>9}{'RAM':>6} bytes"]
-        for row in block:
-            lines.append(f"{row['n']:>5}  {row['layer']:<12}{row['multiply_adds']:>13,}{row['instructions']:>14,.0f}"
-                         f"{row['instructions'] / row['multiply_adds']:>7.2f}{format_number(row['ratio'], '.2f'):>7}"
-                         f"{format_number(row['cycles'], ',.0f'):>14}{row['code_bytes']:>8,}"
-                         f"{row['constant_bytes']:>9,}{row['stack_bytes']:>6,}")
+    for title, block in blocks.items():
+        lines += ["", title, f"{'n':>5}  {'layer':<12}{'multiply-adds':>13}{'instructions':>14}{'each':>8}{'ratio':>8}"
+                             f"{'cycles, est.':>14}{'code':>8}{'weights':>9}{'RAM':>7}"]
+        lines += [f"{row['n']:>5}  {row['layer']:<12}{row['multiply_adds']:>13,}{row['instructions']:>14,.0f}"
+                  f"{row['instructions'] / row['multiply_adds']:>8.2f}{format_number(row['ratio'], '.2f'):>8}"
+                  f"{format_number(row['cycles'], ',.0f'):>14}{row['code_bytes']:>8,}{row['constant_bytes']:>9,}"
+                  f"{row['stack_bytes']:>7,}" for row in block]
     return "\n".join(lines[1:])
 
 
@@ -314,30 +318,31 @@ def format_number(value, specification):
 
 def plot_microcontroller(result):
     """Instructions and flash of the hidden layers against n, a column per core; further optimisations are dashed."""
-    rows = [row for row in result["rows"] if row["kind"] == "layer"]
+    rows = [row for row in result["rows"] if row["kind"] == "hidden layer"]
     cores, optimisations, names, sizes = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("core", "optimisation", "layer", "n"))
     figure = ResultFigure(figsize=(4.8 * len(cores) + 2, 7.6), dpi=100, layout="constrained")
     axes = figure.subplots(2, len(cores), squeeze=False, sharex=True, sharey="row")
-    for (ax, (label, get_value)), core in (((axes[i, j], quantity), core) for i, quantity in enumerate((
-            ("Instructions (count)", lambda row: row["instructions"]),
-            ("Flash (bytes)", lambda row: row["code_bytes"] + row["constant_bytes"]))) for j, core in enumerate(cores)):
+    quantities = {"Instructions (count)": lambda row: row["instructions"],
+                  "Flash (bytes)": lambda row: row["code_bytes"] + row["constant_bytes"]}
+    for (i, (label, get_value)), (j, core) in product(enumerate(quantities.items()), enumerate(cores)):
+        ax = axes[i, j]
         for name, optimisation in product(names, optimisations):
             points = sorted((row["n"], get_value(row)) for row in rows
                             if (row["core"], row["optimisation"], row["layer"]) == (core, optimisation, name))
             style = get_family_style(name)
-            if optimisation == optimisations[0]:
-                ax.loglog(*zip(*points), **style, markersize=5.5, markeredgecolor="white", markeredgewidth=0.5,
-                          linewidth=1.4, label=name)
-            else:
-                ax.loglog(*zip(*points), color=style["color"], linestyle="--", linewidth=0.8)
+            line = {**style, "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 1.4,
+                    "label": name}
+            if optimisation != optimisations[0]:
+                line = {"color": style["color"], "linestyle": "--", "linewidth": 0.8}
+            ax.loglog(*zip(*points), **line)
         ax.set_title(core, fontsize=10)
         ax.set_ylabel(label)
+        ax.set_xlabel("n, inputs and outputs of the layer (count)")
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()
         ax.grid(alpha=0.25)
-    for ax in axes[1]:
-        ax.set_xlabel("n, inputs and outputs of the layer (count)")
+        ax.label_outer()
     dashed = f"\ndashed: {', '.join(optimisations[1:])}" if optimisations[1:] else ""
     figure.legend(*axes[0, 0].get_legend_handles_labels(), title=f"hidden layers\n{optimisations[0]}{dashed}",
                   loc="outside right upper", fontsize=8, title_fontsize=8)
@@ -348,7 +353,7 @@ def main():
     """Measure, print, save and draw; the exit status: 0, 1 if a program fails, 2 if a hyperparameter is wrong."""
     try:
         hyperparameters, sweep = check_hyperparameters()
-    except (ValueError, OSError, ImportError) as problem:
+    except (ValueError, ImportError) as problem:
         print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
         return 2
     try:
