@@ -22,8 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmark_results import ResultsFile, get_environment
-from checks import (check_choice, check_device, check_distinct, check_file_name, check_integers,
-                    check_positive_integers, check_shares, to_plain_data)
+from checks import (check_choice, check_distinct, check_positive_integers, check_script_hyperparameters, check_shares)
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
@@ -196,8 +195,7 @@ def derive_seed(*identity):
 
 def check_hyperparameters(hyperparameters):
     """The same as plain data, loading functions by name (dict); ValueError for the first one that cannot work."""
-    checked = {name: to_plain_data(value) for name, value in hyperparameters.items()}
-    check_file_name("result_file", checked["result_file"], ".png")  # the figure's
+    checked = check_script_hyperparameters(hyperparameters, FOLDER, functions=("dataset_loading_functions",))
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:
@@ -211,11 +209,9 @@ def check_hyperparameters(hyperparameters):
     check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
     check_positive_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{
         name: checked[name] for name in ("nb_iterations", "nb_threads_per_run", "nb_hidden_layers")})
-    check_integers(seed=checked["seed"])
     for name, choices in (("use_Adam", (True, False)), ("initialisation", ("realisation", "direct")),
                           ("joblib_backend", ("loky", "dask"))):
         check_choice(name, checked[name], choices)
-    checked["device"] = check_device(checked["device"])
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
     loading_functions = {get_dataset_name_for_loading_function(f): f for f in checked["dataset_loading_functions"]}
     return {**checked, "dataset_loading_functions": loading_functions, "dataset_names": list(loading_functions)}

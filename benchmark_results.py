@@ -88,17 +88,6 @@ def save_results(results, path):
         beside.unlink(missing_ok=True)
 
 
-def check_writable(path):
-    """Raise OSError now if save_results will, as there is no such folder or it cannot be written to."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise NotADirectoryError(f"there is no folder {path.parent} to write {path.name} to")
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
-
-
 def get_kept_path(path):
     """Where to keep a file that is to be replaced: beside it, its time in its name, and no other file there."""
     stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")

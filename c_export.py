@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmark_results import check_writable
 from c_code import CFunction, join, write_copy, write_header, write_loop, write_product, write_test
-from checks import check_finite, check_positive_integers
+from checks import check_finite, check_positive_integers, check_writable
 from model_training import get_nb_model_parameters
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer

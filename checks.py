@@ -3,11 +3,15 @@ value and what would do instead.
 """
 
 import math
+import os
+import tempfile
 from numbers import Integral, Real
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
+
+RESERVED_SUFFIXES = (".png", ".pdf", ".svg", ".lock", ".py", ".ipynb")  # of figures, locks and scripts
 
 
 def check_positive_integers(**sizes):
@@ -32,13 +36,6 @@ def check_finite_numbers(**values):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
-def check_finite(**tensors):
-    """Each named tensor has real and finite entries only."""
-    for name, values in tensors.items():
-        if values.is_complex() or not torch.isfinite(values).all():
-            raise ValueError(f"{name} has entries that are complex, NaN or infinite")
-
-
 def check_shares(name, values):
     """The values are numbers in (0, 1]."""
     for value in values:
@@ -52,38 +49,104 @@ def check_choice(name, value, choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_file_name(name, value, other_suffix):
-    """The value is the path of a file, whose name does not end like that of another file beside it."""
-    if not isinstance(value, str) or not value or value.endswith(other_suffix):
-        raise ValueError(f"{name} must be the name of a file that does not end in {other_suffix}, got {value!r}")
-
-
 def check_distinct(name, values):
     """The values are a list or tuple of one entry or more, none of them twice."""
     if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
         raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}")
 
 
-def to_plain_data(value):
-    """A hyperparameter without the types that work as well: NumPy's numbers and arrays, pathlib's paths, and tuples."""
-    if isinstance(value, (list, tuple, range, np.ndarray)):
-        return [to_plain_data(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
+def to_plain_data(name, value):
+    """A hyperparameter as what a pickle of plain Python data holds: numbers of any type, arrays, tensors, tuples, ranges
+    and paths work as well as int, float, bool, str, None and lists of them."""
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, (str, PurePath)):
+        return str(value)
+    if isinstance(value, (list, tuple, range)):
+        return [to_plain_data(name, entry) for entry in value]
+    raise ValueError(f"{name} must be made of numbers, text, None and lists of them, got {value!r}")
 
 
 def check_device(device):
     """The device, a name or a torch.device, is one that PyTorch finds here; returns its name (str)."""
-    name = str(device)
+    nb_gpus = torch.cuda.device_count()
+    available = ["cpu", *["cuda"] * (nb_gpus > 0), *(f"cuda:{i}" for i in range(nb_gpus))]
+    if str(device) not in available:
+        raise ValueError(f"device must be one of those that PyTorch finds here, {', '.join(map(repr, available))}; "
+                         f"got {device!r}")
+    return str(device)
+
+
+# ---- the hyperparameters of a script ----
+
+def check_script_hyperparameters(hyperparameters, folder, functions=()):
+    """What all scripts check before they measure anything: their hyperparameters are plain data, device and seed are
+    good, and results can be written.
+
+    :param hyperparameters: {name: value}
+    :param folder: what a relative `result_file` is relative to
+    :param functions: names of hyperparameters that hold functions, which are left as they are
+    :return: the same with plain values; a `~` at the start of a path is replaced
+    """
+    if "device" in hyperparameters:
+        hyperparameters = {**hyperparameters, "device": check_device(hyperparameters["device"])}
+    plain = {name: value if name in functions else to_plain_data(name, value)
+             for name, value in hyperparameters.items()}
+    for name in plain.keys() & {"result_file", "datasets_folder"}:
+        plain[name] = _check_path(name, plain[name])
+    if "seed" in plain:
+        check_integers(seed=plain["seed"])
+    _check_result_file(plain["result_file"], folder)
+    return plain
+
+
+def _check_path(name, value):
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be the name of a file or folder, got {value!r}")
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise ValueError(f"{name} is {value!r}, but there is no such home folder; a folder of that name is './{value}'")
+    return path
+
+
+def _check_result_file(result_file, folder):
+    path = Path(folder, result_file)
+    if path.suffix.lower() in RESERVED_SUFFIXES:
+        raise ValueError(f"result_file must not end in {path.suffix}, which other files do, got {result_file!r}")
     try:
-        known = torch.device(name).type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
-    if name.startswith("cuda") and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {device!r}, but PyTorch finds {torch.cuda.device_count()} GPUs that it can use; "
-                         f"set it to 'cpu'")
-    return name
+        check_writable(path)
+        check_writable(path.with_suffix(".png"))  # the figure's
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"result_file is {result_file!r}, but it or the figure beside it cannot be written: {problem}; "
+                         f"set another one") from problem
+
+
+def check_writable(path):
+    """Raise OSError or ValueError if a file cannot be written, or replaced if there is one; changes nothing."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file")
+    if path.exists():
+        path.open("ab").close()
+    with tempfile.NamedTemporaryFile(prefix=path.name, dir=path.parent):  # with a name like that of the file
+        pass
+
+
+# ---- arrays and tensors ----
+
+def check_finite(**tensors):
+    """Each named tensor has real and finite entries only."""
+    for name, values in tensors.items():
+        if values.is_complex() or not torch.isfinite(values).all():
+            raise ValueError(f"{name} has entries that are complex, NaN or infinite")
 
 
 def get_weight_dtype(layer):

@@ -163,12 +163,22 @@ def is_image_dataset(loading_function):
     return get_dataset_name_for_loading_function(loading_function) in ("mnist", "cifar10")
 
 
+def is_available(loading_function, datasets_folder="datasets/"):
+    """Whether (bool) the function finds all it needs in the folder and downloads nothing; ValueError as above."""
+    source = _SOURCES.get(get_dataset_name_for_loading_function(loading_function))
+    return source is None or _has_files(source, Path(datasets_folder))
+
+
 # ---- finding and downloading files ----
+
+def _has_files(source, folder):
+    return all((folder / file).is_file() for file in source.files)
+
 
 def _load_files(name, datasets_folder, read):
     """What `read(folder)` returns, after downloading the files that are missing there."""
     source, folder = _SOURCES[name], Path(datasets_folder).absolute()
-    if not all((folder / file).is_file() for file in source.files):
+    if not _has_files(source, folder):
         _download(source, folder, read)
     try:
         return read(folder)

@@ -35,9 +35,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmark_results import check_writable, get_environment, get_kept_path, save_results
-from checks import (check_device, check_file_name, check_finite_numbers, check_integers, check_positive_integers,
-                    to_plain_data)
+from benchmark_results import get_environment, get_kept_path, save_results
+from checks import check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
@@ -94,9 +93,8 @@ SOURCE_FILES = [FOLDER / f"{name}.py" for name in ("speed_benchmark", "checks", 
 
 
 def check_hyperparameters():
-    """{name: plain value}, to which the variables above are set; ValueError or OSError for one that cannot work."""
-    hyperparameters = {name: to_plain_data(globals()[name]) for name in HYPERPARAMETERS}
-    hyperparameters["device"] = check_device(device)
+    """{name: plain value}, to which the variables above are set; ValueError for one that cannot work."""
+    hyperparameters = check_script_hyperparameters({name: globals()[name] for name in HYPERPARAMETERS}, FOLDER)
     for name in LISTS:
         hyperparameters[name] = hyperparameters[name] or []
         if not isinstance(hyperparameters[name], list):
@@ -109,7 +107,7 @@ def check_hyperparameters():
                  "epoch_repetitions", "initialisation_statespace_dim"):
         if hyperparameters[name] is not None or name not in ("largest_dense_n", "nb_threads"):
             check_positive_integers(**{name: hyperparameters[name]})
-    check_integers(warm_up=warm_up, seed=seed)
+    check_integers(warm_up=warm_up)
     check_finite_numbers(min_measuring_time=min_measuring_time)
     if not (warm_up >= 0 and min_measuring_time >= 0 and 0 <= seed < 2 ** 32 and nb_neurons_list and batch_sizes
             and len(memory_case) in (0, 2)):
@@ -126,8 +124,6 @@ def check_hyperparameters():
             make_net("standard_nn", shape, nb_classes)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"rectangular_sizes or epoch_cases: {problem}") from problem
-    check_file_name("result_file", result_file, ".png")  # the figure's
-    check_writable(FOLDER / result_file)
     return hyperparameters
 
 

@@ -151,7 +151,7 @@ nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cp
     (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
     process = subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, text=True, capture_output=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("benchmark.py: nb_iterations must be a positive integer, got <function load")
+    assert process.stderr.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists of them, ")
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")

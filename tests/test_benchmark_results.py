@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import benchmark_results
-from benchmark_results import ResultsFile, Run, check_writable, get_environment, load_results, save_results
+from benchmark_results import ResultsFile, Run, get_environment, load_results, save_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 HYPERPARAMETERS = dict(dataset_names=["digits"], training_set_shares=[0.1], model_names=["rank_1"], nb_neurons_list=[5],
@@ -153,16 +153,6 @@ def test_kept_files_do_not_replace_each_other(path):
     for seed in range(4):
         finished_file(path, seed=seed)
     assert sorted(load_results(file)["seed"] for file in kept_files(path)) == [0, 1, 2]
-
-
-def test_whether_a_file_can_be_written_is_known_in_advance_and_changes_nothing(path):
-    path.write_bytes(b"old")
-    check_writable(path)
-    check_writable("new.p")
-    for problem in (path.parent, path.parent / "folder" / "new.p", path / "new.p"):
-        with pytest.raises(OSError, match="is a folder|there is no folder"):
-            check_writable(problem)
-    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == b"old"
 
 
 def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_complete(path, monkeypatch):

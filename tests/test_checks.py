@@ -1,6 +1,9 @@
 """Facts about checks.py: what fits passes, what does not is named in the error."""
 
 import re
+from enum import IntEnum
+from fractions import Fraction
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -8,14 +11,13 @@ import torch
 from torch import inf, nan
 
 from checks import (check_choice, check_device, check_features, check_finite, check_finite_numbers,
-                    check_positive_integers)
+                    check_positive_integers, check_script_hyperparameters, check_writable, to_plain_data)
 
 
 @pytest.mark.parametrize("check, values, message", [
     (lambda value: check_positive_integers(width=2, size=value), (0, -3, 2.5, "7", None, True), "size must be"),
     (lambda value: check_finite_numbers(low=0, rate=value), (nan, -inf, "1", None, 1j), "rate must be"),
-    (lambda value: check_choice("kind", value, ("a", "b")), ("c",), "kind must be one of 'a', 'b'"),
-    (check_device, ("meta", "gpu", 0, f"cuda:{torch.cuda.device_count()}"), "device (must be 'cpu', 'cuda' or|is)")])
+    (lambda value: check_choice("kind", value, ("a", "b")), ("c",), "kind must be one of 'a', 'b'")])
 def test_values_that_do_not_fit_are_named(check, values, message):
     for value in values:
         with pytest.raises(ValueError, match=f"^{message}.*{re.escape(repr(value))}"):
@@ -43,4 +45,80 @@ def test_values_and_tensors_that_fit_pass():
     with torch.autocast("cpu"):  # mixes floating-point dtypes
         check_features(torch.zeros(6, dtype=torch.bfloat16), 6, torch.float32)
     check_choice("kind", "b", ("a", "b"))
-    assert check_device("cpu") == check_device(torch.device("cpu")) == "cpu"
+
+
+# ---- hyperparameters of a script ----
+
+@pytest.mark.parametrize("value, plain", [
+    (np.int8(3), 3), (np.uint64(3), 3), (IntEnum("Number", "ONE")(1), 1), (torch.tensor(3), 3), (np.array(3), 3),
+    (np.float32(0.5), 0.5), (np.longdouble(0.5), 0.5), (Fraction(1, 2), 0.5), (np.bool_(True), True),
+    (np.str_("a"), "a"), (Path("a"), "a"), (PureWindowsPath("a"), "a"), (None, None),
+    (list(2 ** np.arange(4, 6)), [16, 32]), (np.array([[1, 2]]), [[1, 2]]), (np.array([0.5], np.longdouble), [0.5]),
+    (range(2), [0, 1]), ((("a", np.int64(1)), [None]), [["a", 1], [None]]), (torch.ones(2), [1.0, 1.0])])
+def test_hyperparameters_of_any_type_become_plain_data(value, plain):
+    assert repr(to_plain_data("name", value)) == repr(plain)
+
+
+@pytest.mark.parametrize("value", [
+    np.load, object, {1}, {"a": 1}, 1j, b"a", torch.float32, torch.Generator(), iter([1]), [1, [map]],
+    np.array([None, int]), np.datetime64("2020-01-01")])
+def test_hyperparameters_that_are_no_plain_data_are_named(value):
+    with pytest.raises(ValueError, match="^name must be made of numbers, text, None and lists of them, got "):
+        to_plain_data("name", value)
+
+
+@pytest.mark.parametrize("nb_gpus, here, not_here", [
+    (0, ("cpu", torch.device("cpu")), ("cuda", torch.device("cuda"), "cuda:0", "mps", "xpu", "meta", "gpu", "", None, 0)),
+    (1, ("cpu", "cuda", torch.device("cuda"), "cuda:0", torch.device("cuda", 0)),
+     ("cuda:1", "cuda:7", torch.device("cuda:7"), "cuda:-1", "mps", torch.device("meta"), 0, ["cuda"]))])
+def test_a_device_is_one_that_is_here(nb_gpus, here, not_here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: nb_gpus)
+    for device in here:
+        assert check_device(device) == str(device)
+    available = "'cpu', 'cuda', 'cuda:0'" if nb_gpus else "'cpu'"
+    for device in not_here:
+        with pytest.raises(ValueError, match=re.escape(f"finds here, {available}; got {device!r}")):
+            check_device(device)
+
+
+@pytest.mark.parametrize("seed", [0.0, None, True, np.bool_(False), "0", torch.Generator(), [0], np.arange(1)])
+def test_a_seed_is_an_integer(seed, tmp_path):
+    with pytest.raises(ValueError, match="^seed must be "):
+        check_script_hyperparameters({"seed": seed, "result_file": tmp_path / "r.p"}, tmp_path)
+
+
+def test_a_tilde_is_the_home_folder_and_other_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
+    paths = {"result_file": "~/r.p", "datasets_folder": Path("~/data")}
+    assert check_script_hyperparameters(paths, "elsewhere") == {
+        "result_file": f"{tmp_path}/r.p", "datasets_folder": str(tmp_path / "data")}
+    paths = {"result_file": "r~.p", "datasets_folder": "./~/"}
+    assert check_script_hyperparameters(paths, tmp_path) == paths
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name, value", [
+    ("result_file", None), ("result_file", ""), ("result_file", ["r.p"]), ("result_file", "~no_such_user/r.p"),
+    ("result_file", "r.PNG"), ("result_file", "benchmark.py"), ("result_file", "."), ("result_file", "folder"),
+    ("result_file", "no_folder/r.p"), ("result_file", "file/r.p"), ("result_file", "r\0.p"), ("result_file", "r" * 300),
+    ("result_file", "pictures.p"), ("datasets_folder", None), ("datasets_folder", "")])
+def test_paths_that_cannot_work_are_named_and_nothing_is_changed(name, value, tmp_path):
+    for folder in ("folder", "pictures.png"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").write_text("old")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"^{name} .*{re.escape(repr(value))}"):
+        check_script_hyperparameters({"result_file": "file", "datasets_folder": "data", name: value}, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_whether_a_file_can_be_written_is_known_in_advance_and_changes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "old.p"
+    path.write_bytes(b"old")
+    check_writable(path)
+    check_writable(tmp_path / "new.p")
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # tried by writing, whatever the permissions say
+        check_writable(path)
