@@ -174,6 +174,12 @@ def is_image_dataset(loading_function):
     return name in ("mnist", "cifar10")
 
 
+def is_available(loading_function, datasets_folder="datasets/"):
+    """Whether (bool) the function finds all it needs in the folder and downloads nothing; ValueError as above."""
+    source = _SOURCES.get(get_dataset_name_for_loading_function(loading_function))
+    return source is None or all(_find_file(Path(datasets_folder, file)) for file in source.files)
+
+
 # ---- finding and downloading files ----
 
 def _load_files(name, datasets_folder, read):
