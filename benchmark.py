@@ -88,7 +88,7 @@ MODEL_FAMILIES = {
 FOLDER = Path(__file__).resolve().parent
 
 
-def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
+def main(hyperparameters=None, with_figures=True):  # hyperparameters as from get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
         hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
@@ -118,7 +118,8 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
                             128 + interrupted.signal_number)
     print(format_summary_table(results_file.results))
     try:
-        draw_figures(results_file.results, path)
+        if with_figures:
+            draw_figures(results_file.results, path)
     except Exception as problem:  # whatever it is, the results are safe and matter more
         report_error(f"not all figures: {describe(problem)}", 0)
     return 1 if results_file.results["failures"] else 0
