@@ -133,7 +133,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
             continue
         try:
             data = load_shuffled_data(dataset, load_data, hyperparameters)
-            results_file.check_data(dataset, digest_arrays(*data))
+            results_file.record_data_digest(dataset, digest_arrays(*data))
         except Exception as problem:  # the other datasets go on
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)

@@ -173,7 +173,7 @@ def check_features(X, nb_features, dtype):
 
 # ---- the arrays of a data set ----
 
-NUMBERED = "numpy.unique(y, return_inverse=True)[1] numbers any labels, if y is y_train and y_test in one array"
+NUMBERED = "numpy.unique(labels, return_inverse=True)[1] numbers any, those of y_train and y_test together"
 
 
 def check_data(loaded):
@@ -229,8 +229,8 @@ def _check_labels(name, y, nb_samples):
         raise ValueError(f"{name} must have shape ({nb_samples},), a label for each sample, got {y.shape}" + (
             "; y.ravel() has it" if y.size == nb_samples else "; y.argmax(1) has it, if y is one-hot" * (y.ndim == 2)))
     if y.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integers, got {y[:1].tolist()[0]!r} of dtype {y.dtype}; y.astype(int) converts "
-                         f"whole numbers, {NUMBERED}")
+        raise ValueError(f"{name} must hold integers, got {y[:1].tolist()[0]!r} of dtype {y.dtype}; y.astype(int) "
+                         f"converts whole numbers, {NUMBERED}")
     return np.ascontiguousarray(y, dtype=np.int64)
 
 
