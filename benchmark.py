@@ -88,7 +88,7 @@ MODEL_FAMILIES = {
 FOLDER = Path(__file__).resolve().parent
 
 
-def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
+def main(hyperparameters=None, with_figures=True):  # hyperparameters as from get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
         hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
@@ -118,7 +118,8 @@ def main(hyperparameters=None):  # as from get_hyperparameters, which None calls
                             128 + interrupted.signal_number)
     print(format_summary_table(results_file.results))
     try:
-        draw_figures(results_file.results, path)
+        if with_figures:
+            draw_figures(results_file.results, path)
     except Exception as problem:  # whatever it is, the results are safe and matter more
         report_error(f"not all figures: {describe(problem)}", 0)
     return 1 if results_file.results["failures"] else 0
@@ -132,7 +133,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
             continue
         try:
             data = load_shuffled_data(dataset, load_data, hyperparameters)
-            results_file.check_data(dataset, digest_arrays(*data))
+            results_file.record_data_digest(dataset, digest_arrays(*data))
         except Exception as problem:  # the other datasets go on
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)

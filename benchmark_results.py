@@ -180,7 +180,7 @@ class ResultsFile:
                                                  nb_neurons=nb_neurons, iteration=iteration, reason=reason))
         self._changed.set()
 
-    def check_data(self, dataset, digest):
+    def record_data_digest(self, dataset, digest):
         """Record the digest of the arrays of a data set; ValueError if runs in the file were made with others."""
         with self._lock:
             recorded = self.results["environment"]["data_digests"].setdefault(dataset, digest)

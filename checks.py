@@ -173,7 +173,7 @@ def check_features(X, nb_features, dtype):
 
 # ---- the arrays of a data set ----
 
-NUMBERED = "numpy.unique(y, return_inverse=True)[1] numbers any labels, if y is y_train and y_test in one array"
+NUMBERED = "numpy.unique(labels, return_inverse=True)[1] numbers any, those of y_train and y_test together"
 
 
 def check_data(loaded):

@@ -75,10 +75,13 @@ def _get_place(definition):
     """(path of the script, name there, or None for all of it) of a function or class; (None, ...) if there is none."""
     if isinstance(definition, Path):
         return definition.resolve(), None
-    file = getattr(sys.modules.get(getattr(definition, "__module__", None)), "__file__", None) or ""
-    if not (inspect.isclass(definition) or inspect.isfunction(definition)) or not file.endswith(".py"):
-        return None, repr(definition)
-    return Path(file).resolve(), definition.__qualname__.split(".")[0]
+    if inspect.isclass(definition) or inspect.isfunction(definition):
+        module, code = sys.modules.get(definition.__module__), getattr(definition, "__code__", None)
+        # The second one is there if a notebook runs a script as its own.
+        for file in (getattr(module, "__file__", None), getattr(code, "co_filename", None)):
+            if file and file.endswith(".py") and Path(file).is_file():
+                return Path(file).resolve(), definition.__qualname__.split(".")[0]
+    return None, repr(definition)
 
 
 @lru_cache(maxsize=None)

@@ -139,6 +139,15 @@ def test_equal_hyperparameters_of_other_types_are_the_same_plain_data(monkeypatc
     assert repr(checked(**other)) == repr(checked(**plain))
 
 
+def test_a_sweep_with_hyperparameters_of_other_types_goes_on_with_the_same_runs(sweep, results, reference, capsys):
+    other = dict(seed=np.int64(0), nb_neurons_list=np.array([6]), training_set_shares=(np.float64(0.05),),
+                 model_names=np.array(["standard_nn", "ss_2_dim", "rank_1"]), nb_iterations=np.int32(2))
+    assert sweep(**other, nb_jobs=np.int64(1)) == 0
+    assert results() == reference
+    assert sweep() == 0
+    assert "complete: all 6 runs are there\n" in capsys.readouterr().out
+
+
 def test_results_have_all_documented_keys(sweep, tmp_path):
     sweep()
     results = load_results(tmp_path / "benchmark_result.p")  # which loads nothing but plain data
@@ -434,6 +443,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
     (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
     (dict(seed=0.5), "seed must be an integer, got 0.5"),
+    (dict(seed=torch.Generator()), "seed must be"),
     (dict(use_Adam="no"), "use_Adam must be one of True, False, got 'no'"),
     (dict(standardise_inputs="no"), "standardise_inputs must be one of True, False, got 'no'"),
     (dict(softmax_twice=2), "softmax_twice must be one of True, False, got 2"),

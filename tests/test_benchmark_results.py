@@ -35,7 +35,7 @@ def open_file(path, environment={"torch": "2"}, code="1", data="1", **changes):
 def finished_file(path, data="1", **changes):
     file = open_file(path, data=data, **changes)
     for run in file.missing_runs:
-        file.check_data(run.dataset, data if isinstance(data, str) else data[run.dataset])
+        file.record_data_digest(run.dataset, data if isinstance(data, str) else data[run.dataset])
         file.add(run, {"test_accuracy": run.iteration / 10})
     file.close()
     return file
@@ -125,7 +125,7 @@ def test_saves_that_are_slow_become_rare(path, monkeypatch):
 
 def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path):
     file = open_file(path)
-    file.check_data("digits", "1")
+    file.record_data_digest("digits", "1")
     file.add(RUN, {"test_accuracy": 0.5})
     file.add_failure("out of luck", *RUN[:4], 1)
     file.close()
@@ -189,9 +189,9 @@ def test_runs_whose_data_cannot_be_loaded_any_more_are_kept_and_others_are_refus
     file = open_file(path, data={}, nb_iterations=4)
     assert "3 of 4 runs are there" in file.message and not kept_files(path)
     assert file.message.endswith("whether the data of digits are still the same is unknown (KeyError: 'digits')")
-    file.check_data("digits", "1")
+    file.record_data_digest("digits", "1")
     with pytest.raises(ValueError, match="the data are others than those of the runs that are there"):
-        file.check_data("digits", "2")
+        file.record_data_digest("digits", "2")
     file.close()
 
 

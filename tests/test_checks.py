@@ -176,7 +176,7 @@ def test_images_keep_their_shape_and_the_test_data_may_lack_a_class():
     (load_with(y_test=["a", "b"]), "y_test must hold integers, got 'a' of dtype <U1; y.astype(int)"),
     (load_with(y_train=[1, 3, 2, 3]), "0, 1, ... and none left out, but holds 1, 2, 3; y - y_train.min()"),
     (load_with(y_train=[-1, 1, 0, 1]), "but holds -1, 0, 1; y - y_train.min()"),
-    (load_with(y_train=[0, 3, 1, 3]), "but holds 0, 1, 3; numpy.unique(y, return_inverse=True)[1] numbers any labels"),
+    (load_with(y_train=[0, 3, 1, 3]), "but holds 0, 1, 3; numpy.unique(labels, return_inverse=True)[1]"),
     (load_with(y_train=[0] * 4), "two classes or more, 0, 1, ... and none left out, but holds 0;"),
     (load_with(y_test=[1, 3]), "y_test holds classes that y_train lacks: 3"),
     (load_with(y_train=range(10, 14)), "but holds 10, 11, 12, 13; y - y_train.min()")])

@@ -4,12 +4,12 @@ import importlib
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import digests
 from digests import digest_arrays, digest_code, list_imported_files
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -93,8 +93,13 @@ def test_what_a_run_can_reach_counts_in_all_files(file, old, new, write):
     assert write(file, old, new) != write()
 
 
-def test_code_that_is_in_no_script_counts_as_changed_each_time():
-    assert digest_code(len) != digest_code(len)
+def test_code_that_is_in_no_script_counts_as_changed_each_time(write, tmp_path):
+    namespaces = [{"__name__": "a_notebook"}, {"__name__": "a_notebook"}]
+    for file, namespace in zip((tmp_path / "script.py", "<cell 1>"), namespaces):
+        exec(compile(SCRIPT, file, "exec"), namespace)
+    assert digest_code(namespaces[0]["run"], ignored={"FAMILIES"}) == write()
+    for definition in (len, namespaces[1]["run"], partial(print)):
+        assert digest_code(definition) != digest_code(definition)
     assert digest_code(digest_code) == digest_code(digest_code, None)
 
 

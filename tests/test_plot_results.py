@@ -22,7 +22,7 @@ PROJECT = Path(plot_results.__file__).resolve().parent
 
 
 def get_points(ax, model_name):
-    """[[x, mean], ...] in the order in which a line joins them, their bars {x: (low, high)}, and dashes [[x, y], ...]."""
+    """[[x, mean], ...] in the order in which a line joins them, their bars {x: (low, high)}, dashes [[x, y], ...]."""
     color = get_family_style(model_name)["color"]
     line, = [line for line in ax.lines if line.get_label() == model_name]
     assert to_hex(line.get_color()) == color and line.get_linestyle() == "-"
