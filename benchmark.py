@@ -19,10 +19,10 @@ if __name__ == "__main__":  # so that workers are forks of a process that import
     start_fork_server(["torch._dynamo", "sklearn.model_selection"])
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from benchmark_results import ResultsFile, get_environment
+from benchmark_results import ResultsFile, get_environment, lock_results
 from checks import (check_choice, check_distinct, check_positive_integers, check_script_hyperparameters, check_shares)
+from console import prints_without_failing
 from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
@@ -85,26 +85,25 @@ MODEL_FAMILIES = {
 
 FOLDER = Path(__file__).resolve().parent
 WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
-    "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
+    "console", "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
     "rank1models", "model_training", "datasets", "benchmark")]
-SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
+SOURCE_FILES = WORKER_FILES[3:]  # what results depend on
 
 
+@prints_without_failing
 def main():
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
         hyperparameters = check_hyperparameters(get_hyperparameters())
         path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
-        with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
+        with lock_results(path), interrupts_as_exceptions():
             environment = get_environment(hyperparameters["device"], SOURCE_FILES)
             with closing(ResultsFile(path, hyperparameters, environment)) as results_file:
                 print(f"{path.name}: {results_file.message}", flush=True)
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
                                   hyperparameters["dask_scheduler_address"], WORKER_FILES) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
-    except Timeout:
-        return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
     except OSError as problem:
         return report_error(f"{describe(problem)}\nIf {path.parent} cannot be written to, set another result_file", 2)
     except (ValueError, ImportError) as problem:

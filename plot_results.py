@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmark_results import load_results
+from console import prints_without_failing
 
 TABLE_WIDTH = 100  # columns of the terminal
 MAX_FAILURE_REASONS = 10  # listed beneath the table, the most frequent first
@@ -395,21 +396,21 @@ def compare_with_dense(results, baseline="standard_nn", nb_resamples=10000, seed
     return rows
 
 
+@prints_without_failing
 def main(arguments=None):
     """Print the table and write both figures beside the pickle; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         print("usage: python plot_results.py [benchmark_result.p]", file=sys.stderr)
         return 2
-    path = Path(arguments[0] if arguments else "benchmark_result.p")
+    path = Path(arguments[0] if arguments else "benchmark_result.p").expanduser()
     try:
         results = load_results(path)
         print(format_summary_table(results))
         for suffix, plot in (("", plot_accuracy), ("_learning_curves", plot_learning_curves)):
-            picture = path.with_name(f"{path.stem}{suffix}.png")
-            plot(results).savefig(picture, dpi=100)
+            plot(results).savefig(picture := path.with_name(f"{path.stem}{suffix}.png"), dpi=100)
             print(f"wrote {picture}")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # matplotlib raises any, e.g. without the LaTeX that a user's settings ask for
         print(f"plot_results.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
