@@ -128,8 +128,8 @@ def _check_result_file(result_file, folder):
         check_writable(path)
         check_writable(path.with_suffix(".png"))  # the figure's
     except (OSError, ValueError) as problem:
-        raise ValueError(f"result_file is {result_file!r}, but it or the figure beside it cannot be written; set another "
-                         f"one: {problem}") from problem
+        raise ValueError(f"result_file is {result_file!r}, but it or the figure beside it cannot be written; set "
+                         f"another one: {problem}") from problem
 
 
 def check_writable(path):

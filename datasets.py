@@ -167,7 +167,7 @@ def is_image_dataset(loading_function):
 
 def _load_files(name, datasets_folder, read):
     """What `read(folder)` returns, after downloading the files that are missing there."""
-    source, folder = _SOURCES[name], Path(datasets_folder).absolute()
+    source, folder = _SOURCES[name], Path(datasets_folder).expanduser().absolute()
     if not all((folder / file).is_file() for file in source.files):
         _download(source, folder, read)
     try:

@@ -81,7 +81,8 @@ def test_results_do_not_depend_on_the_form_of_the_arrays_or_on_the_number_of_job
         sweep, results, reference, tmp_path, monkeypatch):
     def load_other_form(datasets_folder):
         (X_train, y_train), (X_test, y_test) = load_digits_data()
-        return (X_train.astype(">f8"), y_train.astype(">i2")), (np.asfortranarray(X_test[::-1])[::-1], y_test.astype("u1"))
+        X_test = np.asfortranarray(X_test[::-1])[::-1]
+        return (X_train.astype(">f8"), y_train.astype(">i2")), (X_test, y_test.astype(np.uint8))
 
     monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
     for nb_jobs in (1, 2):
