@@ -17,11 +17,11 @@ if __name__ == "__main__":  # so that workers are forks of a process that import
     start_fork_server(["torch._dynamo", "sklearn.model_selection"])
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from benchmark_results import ResultsFile, get_environment
+from benchmark_results import ResultsFile, get_environment, lock_results
 from checks import (check_choice, check_data, check_distinct, check_positive_integers, check_script_hyperparameters,
                     check_shares)
+from console import prints_without_failing
 from datasets import (get_loading_functions_by_name, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
 from digests import derive_seed, digest_arrays, digest_code
@@ -88,13 +88,14 @@ MODEL_FAMILIES = {
 FOLDER = Path(__file__).resolve().parent
 
 
+@prints_without_failing
 def main(hyperparameters=None, with_figures=True):  # hyperparameters as from get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
         hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
         path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
-        with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
+        with lock_results(path), interrupts_as_exceptions():
             code_digests = {name: digest_code(train_run, *find_family(name)[1], ignored={"MODEL_FAMILIES"})
                             for name in hyperparameters["model_names"]}
             with closing(ResultsFile(
@@ -106,8 +107,6 @@ def main(hyperparameters=None, with_figures=True):  # hyperparameters as from ge
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
                                   hyperparameters["dask_scheduler_address"], __file__) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
-    except Timeout:
-        return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
     except OSError as problem:
         return report_error(f"{describe(problem)}\nIf {path.parent} cannot be written to, set another result_file", 2)
     except (ValueError, ImportError) as problem:

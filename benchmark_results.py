@@ -3,6 +3,7 @@
 Notebooks need `load_results` only; it imports nothing but the standard library.
 """
 
+import errno
 import importlib.metadata
 import os
 import pickle
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neuron
 # Hyperparameters that change neither the runs nor their results; the data themselves are compared.
 EXECUTION_HYPERPARAMETERS = ("datasets_folder", "nb_jobs", "joblib_backend", "dask_scheduler_address")
 BYTES_PER_RUN = 10_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that have none, e.g. of clusters
 
 
 class Run(NamedTuple):
@@ -56,7 +59,7 @@ def load_results(path="benchmark_result.p"):
     :raises FileNotFoundError: there is no such file
     :raises ValueError: the file is truncated, no results dict, or holds anything but plain Python data
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; python benchmark.py writes one")
     try:
@@ -84,9 +87,35 @@ def save_results(results, path):
             _PlainPickler(file, protocol=4).dump(results)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace_file(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_in_the_end(results, path, keep_old=False):
+    """As save_results, but if that fails save in the folder for temporary files and raise OSError, which says where.
+
+    :param keep_old: whether an older file stays, under another name, see get_kept_path
+    """
+    path = Path(path)
+    try:
+        if keep_old and path.exists():
+            replace_file(path, get_kept_path(path))
+        save_results(results, path)
+    except OSError as problem:
+        elsewhere = Path(tempfile.mkdtemp(prefix=f"{path.stem}_"), path.name)
+        save_results(results, elsewhere)
+        raise OSError(f"{path} cannot be written any more ({problem}); all results are in {elsewhere}") from problem
+
+
+def replace_file(source, target):
+    """os.replace, tried again for a second: Windows refuses it while a virus scanner or an indexer reads a file."""
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def get_kept_path(path):
@@ -96,6 +125,35 @@ def get_kept_path(path):
     while kept.exists():
         kept = kept.with_name(f"{kept.stem}_{path.suffix}")
     return kept
+
+
+@contextmanager
+def lock_results(path):
+    """While this lasts, no other sweep writes the file of results; ValueError if one does.
+
+    Where the file system has no locks a file `.in_use` beside it takes their place. It is left behind by a process that
+    is killed, and counts no more if that ran on this machine.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout  # here, so that notebooks need none
+
+    lock = FileLock(f"{path}.lock", timeout=0, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+            print(f"the file system of {path} has no locks ({problem}): a file {path.name}.in_use takes their place",
+                  file=sys.stderr, flush=True)
+            lock = SoftFileLock(f"{path}.in_use", timeout=0)
+            lock.acquire()
+    except Timeout:
+        raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file. "
+                         f"If there is none, delete {lock.lock_file}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def get_environment(device, source_files=()):
@@ -153,8 +211,8 @@ class ResultsFile:
         needed += self.path.stat().st_size if kept_path else 0
         free = shutil.disk_usage(self.path.parent).free
         if free < needed:
-            raise OSError(f"the disk of {self.path} has {free / 1e6:.1f} MB left, but the results of "
-                          f"{len(self.missing_runs)} runs may need {needed / 1e6:.1f} MB")
+            raise OSError(f"the disk of {self.path} has {free / 1e3:,.0f} kB left, but the results of "
+                          f"{len(self.missing_runs)} runs may need {needed / 1e3:,.0f} kB")
         if kept_path:
             shutil.copy2(self.path, kept_path)  # a copy, so that no crash leaves a folder without the file itself
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
@@ -192,13 +250,7 @@ class ResultsFile:
         self._closing = True
         self._changed.set()
         self._saver.join()
-        try:
-            save_results(self.results, self.path)
-        except OSError as problem:
-            elsewhere = Path(tempfile.mkdtemp(prefix="benchmark_result_"), self.path.name)
-            save_results(self.results, elsewhere)
-            raise OSError(f"{self.path} cannot be written any more ({problem}); "
-                          f"all results are in {elsewhere}") from problem
+        save_in_the_end(self.results, self.path)
 
     def _iterations(self, run):
         results = self.results

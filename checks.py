@@ -29,6 +29,13 @@ def check_integers(**values):
             raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
+def check_seed(seed):
+    """The seed is an integer that all random generators take."""
+    check_integers(seed=seed)
+    if not 0 <= seed < 2 ** 32:
+        raise ValueError(f"seed must be 0 or more and below 2 ** 32, got {seed!r}")
+
+
 def check_finite_numbers(**values):
     """Each named value is a real number, neither NaN nor infinite."""
     for name, value in values.items():
@@ -56,8 +63,8 @@ def check_distinct(name, values):
 
 
 def to_plain_data(name, value):
-    """A hyperparameter as what a pickle of plain Python data holds: numbers of any type, arrays, tensors, tuples, ranges
-    and paths work as well as int, float, bool, str, None and lists of them."""
+    """A hyperparameter as int, float, bool, str, None or lists of them; numbers of any type, arrays, tensors, tuples,
+    ranges and paths work as well."""
     if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
         value = value.tolist()
     if value is None or isinstance(value, bool):
@@ -121,8 +128,8 @@ def _check_result_file(result_file, folder):
         check_writable(path)
         check_writable(path.with_suffix(".png"))  # the figure's
     except (OSError, ValueError) as problem:
-        raise ValueError(f"result_file is {result_file!r}, but it or the figure beside it cannot be written: {problem}; "
-                         f"set another one") from problem
+        raise ValueError(f"result_file is {result_file!r}, but it or the figure beside it cannot be written; set "
+                         f"another one: {problem}") from problem
 
 
 def check_writable(path):
@@ -141,6 +148,35 @@ def check_writable(path):
 
 
 # ---- arrays and tensors ----
+
+def to_tensor(name, values, rows=None):
+    """Real numbers, a tensor, an array of any form in memory or lists, as a tensor without gradient.
+
+    An array is copied, once: torch takes no foreign byte order, no negative strides, read-only memory under protest.
+
+    :param rows: array of int, which rows to take and in which order; None: all
+    :raises ValueError: entries that are no real numbers, or a masked or sparse form
+    """
+    if isinstance(values, torch.Tensor):
+        if values.is_complex() or values.layout != torch.strided:
+            raise ValueError(f"{name} must be real numbers, not sparse, got {values.dtype} and {values.layout}")
+        return values.detach() if rows is None else values.detach()[torch.from_numpy(rows).to(values.device)]
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or np.ma.is_masked(values):
+        raise ValueError(f"{name} must be real numbers of at most 64 bits, not masked, got dtype {array.dtype}")
+    dtype = array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype, order="C") if rows is None
+                            else np.asarray(array[rows], dtype, order="C"))  # which is a copy already
+
+
+def to_matrix(matrix):
+    """A matrix, in any form that to_tensor takes, as a tensor with finite entries."""
+    matrix = to_tensor("matrix", matrix)
+    if matrix.dim() != 2 or not matrix.numel():
+        raise ValueError(f"matrix must have two dimensions and entries, got shape {tuple(matrix.shape)}")
+    check_finite(matrix=matrix)
+    return matrix
+
 
 def check_finite(**tensors):
     """Each named tensor has real and finite entries only."""

@@ -184,7 +184,7 @@ def is_available(loading_function, datasets_folder="datasets/"):
 
 def _load_files(name, datasets_folder, read):
     """What `read(folder)` returns, after downloading the files that are missing there."""
-    source, folder = _SOURCES[name], Path(datasets_folder).absolute()
+    source, folder = _SOURCES[name], Path(datasets_folder).expanduser().absolute()
     missing = [folder / file for file in source.files if not _find_file(folder / file)]
     for path in filter(Path.is_dir, missing):
         raise ValueError(f"{path} is a folder, but has to be a file of {source.title}; remove it to have the file "

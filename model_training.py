@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from checks import check_choice, check_finite_numbers, check_positive_integers
+from checks import check_choice, check_finite_numbers, check_positive_integers, check_seed, to_tensor
 
 VALIDATION_SHARE = 0.15
 # What a forward pass may keep for the backward one, by device: on a CPU what fits its cache, on a GPU what occupies it.
@@ -45,8 +45,8 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
         deviation 1 over the training part; constant ones become 0. The weights given apply to such inputs; those that
         come of it to inputs as they are, for the first layer takes the standardisation over.
     :param softmax_twice: False: the loss is the cross-entropy of the probabilities themselves
-    :param seed: int that the split and all shuffles derive from, so that they repeat; None draws one from torch's
-        global generator
+    :param seed: int from 0 to 2 ** 32 - 1 that the split and all shuffles derive from, so that they repeat; None draws
+        one from torch's global generator
     :return: training_loss_history, accuracy_history, val_accuracy_history: lists of floats, one per epoch
     :raises ValueError: samples or labels that do not fit, see _to_tensors, hyperparameters that are out of range, and
         nets that cannot be trained with these two switches
@@ -61,6 +61,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
         raise ValueError(f"{len(X_train_np)} samples are too few to split off {VALIDATION_SHARE:.0%} for validation")
     if seed is None:
         seed = torch.randint(2 ** 31, (), device="cpu").item()
+    check_seed(seed)
     training_part, validation_part = train_test_split(np.arange(len(X_train_np)), test_size=VALIDATION_SHARE,
                                                       random_state=seed)
     nb_training = len(training_part)
@@ -70,7 +71,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     # The fused implementation does the same arithmetic in one call for all parameters.
     optimizer = (torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True) if use_Adam
                  else torch.optim.SGD(model.parameters(), lr=learning_rate))
-    shuffles = torch.Generator().manual_seed(seed)
+    shuffles = torch.Generator().manual_seed(int(seed))  # torch takes no other integers
     pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X)
     is_one_batch = bool(batch_size >= nb_training and is_same_in_training)
     training_loss_history, accuracy_history, val_accuracy_history = [], [], []
@@ -270,7 +271,7 @@ def get_loss(y_true, y_pred):
 
 def get_accuracy_score(y_true, y_pred):
     """Share (float) of labels (N,) that are the most probable class in y_pred (N, classes); tensors or arrays."""
-    return (torch.as_tensor(y_pred).argmax(1) == torch.as_tensor(y_true)).double().mean().item()
+    return (to_tensor("y_pred", y_pred).argmax(1) == to_tensor("y_true", y_true)).double().mean().item()
 
 
 def get_loss_and_accuracy(model, X, y_true, *, softmax_twice=True):
@@ -314,10 +315,11 @@ def _to_tensors(model, X, y, rows=None):
         raise ValueError("no samples")
     rows = np.arange(len(X)) if rows is None else rows
     parameter = next(model.parameters())
-    X, y = _take_rows(X, rows).to(parameter.device, parameter.dtype), _take_rows(y, rows).to(parameter.device)
+    X = to_tensor("samples", X, rows).to(parameter.device, parameter.dtype)
+    y = to_tensor("labels", y, rows).to(parameter.device)
     if X.dim() < 2:
         raise ValueError(f"samples must have shape (N, ...) with one feature or more, got {tuple(X.shape)}")
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers of shape (N,), got dtype {y.dtype} and shape {tuple(y.shape)}")
     y = y.to(torch.int64)
     finite = torch.cat([torch.isfinite(part.flatten(1)).all(1) for part in X.split(SMALLEST_PASS)]).cpu().numpy()
@@ -330,13 +332,3 @@ def _to_tensors(model, X, y, rows=None):
         raise ValueError(f"labels must be 0 .. {nb_classes - 1}, one per output of the model, "
                          f"got {int(y.min())} .. {int(y.max())}")
     return X, y
-
-
-def _take_rows(data, rows):
-    """A tensor with the given rows (array of int) of a tensor, an array or a list."""
-    if isinstance(data, torch.Tensor):
-        return data[torch.from_numpy(rows).to(data.device)]
-    # This copies once: the arrays that joblib hands out are read-only, which torch does not take, nor does it take
-    # another byte order than the processor's.
-    data = np.asarray(data)[rows]
-    return torch.from_numpy(data.astype(data.dtype.newbyteorder("="), copy=False))

@@ -21,6 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter
 
 from benchmark_results import load_results
+from console import prints_without_failing
 # ResultFigure and summary_table are here for those who import them from this file.
 from figure_parts import (ResultFigure, add_legend, get_family_style, get_rows, label_axes, new_figure, new_panels,
                           save_figure, set_parameter_axis, set_y_range)
@@ -302,19 +303,20 @@ def _get_picture_path(path, suffix):
     return Path(path).with_name(f"{Path(path).stem}{suffix}.png")
 
 
+@prints_without_failing
 def main(arguments=None):
     """Print the table and write the figures beside the pickle; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         print("usage: python plot_results.py [benchmark_result.p]", file=sys.stderr)
         return 2
-    path = Path(arguments[0] if arguments else "benchmark_result.p")
+    path = Path(arguments[0] if arguments else "benchmark_result.p").expanduser()
     try:
         results = load_results(path)
         print(format_summary_table(results))
         for picture in draw_figures(results, path):
             print(f"wrote {picture} and .pdf")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # matplotlib raises any, e.g. without the LaTeX that a user's settings ask for
         print(f"plot_results.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -84,6 +84,20 @@ def test_results_do_not_depend_on_the_number_of_jobs(sweep, results, reference):
     assert results() == reference
 
 
+def test_results_do_not_depend_on_the_form_of_the_arrays_or_on_the_number_of_jobs_that_read_them(
+        sweep, results, reference, tmp_path, monkeypatch):
+    def load_other_form(datasets_folder):
+        (X_train, y_train), (X_test, y_test) = load_digits_data()
+        X_test = np.asfortranarray(X_test[::-1])[::-1]
+        return (X_train.astype(">f8"), y_train.astype(">i2")), (X_test, y_test.astype(np.uint8))
+
+    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
+    for nb_jobs in (1, 2):
+        file = f"{nb_jobs}.p"
+        assert sweep(dataset_loading_functions=[load_other_form], nb_jobs=nb_jobs, result_file=tmp_path / file) == 0
+        assert results(file) == reference
+
+
 def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
     seeds, samples = [], {}
 
@@ -184,7 +198,7 @@ nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cp
     (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
     process = subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, text=True, capture_output=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists of them, ")
+    assert process.stderr.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists of")
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")

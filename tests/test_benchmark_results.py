@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import benchmark_results
-from benchmark_results import ResultsFile, Run, load_results, save_results
+from benchmark_results import ResultsFile, Run, load_results, lock_results, save_in_the_end, save_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 HYPERPARAMETERS = dict(dataset_names=["digits"], training_set_shares=[0.1], model_names=["rank_1"], nb_neurons_list=[5],
@@ -215,7 +215,7 @@ def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_co
     old = finished_file(path)
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     for other_path in (path, path.with_name("new.p")):
-        with pytest.raises(OSError, match="0.0 MB left"):
+        with pytest.raises(OSError, match="1 kB left, but the results of 3 runs may need 60 kB"):
             open_file(other_path, seed=1)
     assert load_results(path) == old.results and len(list(path.parent.iterdir())) == 1
     assert "complete" in finished_file(path).message
@@ -240,3 +240,67 @@ def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch):
     elsewhere = str(caught.value).split("all results are in ")[1]
     assert load_results(elsewhere) == file.results
     assert load_results(path)["digits"][0.1]["rank_1"][5] == {}
+
+
+def test_a_file_that_cannot_be_replaced_for_a_moment_is_replaced_then(path, monkeypatch):
+    refused, replace = set(), os.replace
+
+    def refuse_once(source, target):
+        if len(refused) < 3:
+            refused.add(len(refused))
+            raise PermissionError(errno.EACCES, "a virus scanner reads it")
+        replace(source, target)
+
+    finished_file(path, seed=1)
+    for name in ("first save", "last save"):
+        refused.clear()
+        with monkeypatch.context() as patch:
+            if name == "first save":
+                patch.setattr(benchmark_results.os, "replace", refuse_once)
+            file = open_file(path)  # keeps the old one
+            patch.setattr(benchmark_results.os, "replace", refuse_once)
+            file.add(RUN, {"test_accuracy": 0.5})
+            file.close()
+        assert len(refused) == 3 and load_results(path) == file.results
+
+
+def test_results_that_cannot_take_their_place_in_the_end_are_elsewhere_and_an_older_file_stays(path, monkeypatch):
+    path.write_bytes(b"old")
+    replace = os.replace
+
+    def refuse_there(source, target):
+        if path.parent in Path(target).parents:
+            raise PermissionError(errno.EACCES, "somebody has it open")
+        replace(source, target)
+
+    monkeypatch.setattr(benchmark_results.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(benchmark_results.os, "replace", refuse_there)
+    with pytest.raises(OSError, match="somebody has it open.*all results are in ") as caught:
+        save_in_the_end({"a": 1}, path, keep_old=True)
+    assert pickle.loads(Path(str(caught.value).split("all results are in ")[1]).read_bytes()) == {"a": 1}
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_named_and_two_sweeps_still_exclude_each_other(code, path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl", reason="no such file systems on Windows")
+
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with lock_results(path):
+            assert f"{path} has no locks" in capsys.readouterr().err
+            with pytest.raises(ValueError, match="another benchmark.py is .* delete .*in_use"), lock_results(path):
+                pass
+
+
+def test_one_sweep_after_the_other_has_the_lock_and_other_problems_with_it_are_not_taken_for_another(path, monkeypatch):
+    for _ in range(2):
+        with lock_results(path):
+            with pytest.raises(ValueError, match="another benchmark.py is writing"), lock_results(path):
+                pass
+    monkeypatch.setattr("fcntl.flock", lambda *arguments: os.stat("no_such_file"))
+    with pytest.raises(FileNotFoundError, match="no_such_file"), lock_results(path):
+        pass

@@ -11,12 +11,14 @@ import torch
 from torch import inf, nan
 
 from checks import (check_choice, check_data, check_device, check_features, check_finite, check_finite_numbers,
-                    check_positive_integers, check_script_hyperparameters, check_writable, to_plain_data)
+                    check_positive_integers, check_script_hyperparameters, check_seed, check_writable, to_matrix,
+                    to_plain_data, to_tensor)
 
 
 @pytest.mark.parametrize("check, values, message", [
     (lambda value: check_positive_integers(width=2, size=value), (0, -3, 2.5, "7", None, True), "size must be"),
     (lambda value: check_finite_numbers(low=0, rate=value), (nan, -inf, "1", None, 1j), "rate must be"),
+    (check_seed, (0.0, None, True, "0", -1, 2 ** 32, torch.Generator()), "seed must be"),
     (lambda value: check_choice("kind", value, ("a", "b")), ("c",), "kind must be one of 'a', 'b'")])
 def test_values_that_do_not_fit_are_named(check, values, message):
     for value in values:
@@ -47,6 +49,48 @@ def test_values_and_tensors_that_fit_pass():
     check_choice("kind", "b", ("a", "b"))
 
 
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+ARRAY_FORMS = {
+    "negative strides": lambda X: X[::-1, ::-1], "big-endian": lambda X: X.astype(">f8"), "read-only": read_only,
+    "Fortran": np.asfortranarray, "slices": lambda X: X[::2, 1::2], "float16": lambda X: X.astype(np.float16),
+    "int8": lambda X: X.astype(np.int8), "uint16": lambda X: X.astype(">u2"), "bool": lambda X: X > 3,
+    "lists": lambda X: X.tolist(), "matrix": lambda X: np.asmatrix(X), "tensor": torch.from_numpy,
+    "parameter": lambda X: torch.nn.Parameter(torch.from_numpy(X)), "transposed": lambda X: torch.from_numpy(X).T}
+
+
+@pytest.mark.filterwarnings("error", "ignore:the matrix subclass")
+@pytest.mark.parametrize("form", ARRAY_FORMS.values(), ids=ARRAY_FORMS)
+def test_arrays_of_any_form_become_tensors_and_stay_as_they_are(form):
+    values = form(np.arange(24.0).reshape(4, 6))
+    expected = [list(map(float, row)) for row in (values if isinstance(values, list) else values.tolist())]
+    for tensor, rows in ((to_tensor("X", values), expected), (to_matrix(values), expected),
+                         (to_tensor("X", values, np.array([1, 0])), [expected[1], expected[0]])):
+        assert tensor.double().tolist() == rows and not tensor.requires_grad
+        if not isinstance(values, torch.Tensor):
+            assert tensor.is_contiguous()
+            tensor.zero_()
+    assert (values if isinstance(values, list) else values.tolist()) == expected
+
+
+@pytest.mark.parametrize("values", [
+    np.array([["1"]]), np.array([[None]]), np.array([[1j]]), torch.ones(1, 1) * 1j, torch.eye(2).to_sparse(),
+    np.ones((1, 1), np.clongdouble), np.ma.masked_equal([[1.0, 0.0]], 0), None, [["a"]]])
+def test_what_holds_no_real_numbers_is_named(values):
+    with pytest.raises(ValueError, match="^X must be real numbers"):
+        to_tensor("X", values)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (), (0, 3)])
+def test_a_matrix_has_two_dimensions_and_entries(shape):
+    with pytest.raises(ValueError, match=re.escape(f"matrix must have two dimensions and entries, got shape {shape}")):
+        to_matrix(np.zeros(shape))
+
+
 # ---- hyperparameters of a script ----
 
 @pytest.mark.parametrize("value, plain", [
@@ -68,7 +112,7 @@ def test_hyperparameters_that_are_no_plain_data_are_named(value):
 
 
 @pytest.mark.parametrize("nb_gpus, here, not_here", [
-    (0, ("cpu", torch.device("cpu")), ("cuda", torch.device("cuda"), "cuda:0", "mps", "xpu", "meta", "gpu", "", None, 0)),
+    (0, ("cpu", torch.device("cpu")), ("cuda", torch.device("cuda"), "cuda:0", "mps", "xpu", "gpu", "", None, 0)),
     (1, ("cpu", "cuda", torch.device("cuda"), "cuda:0", torch.device("cuda", 0)),
      ("cuda:1", "cuda:7", torch.device("cuda:7"), "cuda:-1", "mps", torch.device("meta"), 0, ["cuda"]))])
 def test_a_device_is_one_that_is_here(nb_gpus, here, not_here, monkeypatch):

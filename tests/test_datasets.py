@@ -60,6 +60,14 @@ def test_pendigits_columns_keep_their_order_and_the_folder_is_datasets_by_defaul
     assert X_test[0].tolist() == [88, 92, 2, 99, 16, 66, 94, 37, 70, 0, 0, 24, 42, 65, 100, 100] and y_test[0] == 4
 
 
+@ONE_DATASET
+def test_a_tilde_is_the_home_folder(name, contents, tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):  # on Windows
+        monkeypatch.setenv(variable, str(tmp_path))
+    write_files(tmp_path / "data", contents)
+    assert_same(LOADERS[name]("~/data"), LOADERS[name](tmp_path / "data"))
+
+
 def test_digits_need_no_folder_and_are_split_within_each_class_by_the_seed_alone(tmp_path):
     (X_train, y_train), (X_test, y_test) = loaded = datasets.load_digits_data(tmp_path / "nowhere")
     assert_types(loaded, [(1437, 64), (360, 64)], 10)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
@@ -392,3 +393,19 @@ def test_wrong_use_and_a_missing_or_foreign_file_are_one_line_and_exit_status_2(
         captured = capsys.readouterr()
         assert problem in captured.err and len(captured.err.splitlines()) == 1 and captured.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["foreign.p"]
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line_after_the_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "sweep.p").write_bytes(pickle.dumps(make_results()))
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")  # without LaTeX
+    assert plot_results.main([str(tmp_path / "sweep.p")]) == 2
+    captured = capsys.readouterr()
+    assert "standard_nn" in captured.out and "latex" in captured.err and len(captured.err.splitlines()) == 1
+
+
+def test_the_home_folder_is_read_from_and_written_to(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):  # on Windows
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "sweep.p").write_bytes(pickle.dumps(make_results()))
+    assert plot_results.main(["~/sweep.p"]) == 0 and (tmp_path / "sweep.png").exists()
