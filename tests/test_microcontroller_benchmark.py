@@ -28,8 +28,8 @@ from standardmodels import StandardTHLFFNN
 PROJECT = Path(microcontroller_benchmark.__file__).parent
 installed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("ziglang", "unicorn")),
                                reason="ziglang and unicorn are not installed: requirements-microcontroller.txt")
-TINY = dict(model_names=["standard_nn", "ss_1_dim"], nb_neurons_list=[16], net_cases=[["vectors", [4], 3]],
-            net_nb_neurons_list=[8], cores=["cortex-m4f"], optimisations=["-O2"], trained_model_names=["ss_2_dim"],
+TINY = dict(model_names=["standard_nn", "ss_1_dim"], nb_neurons_list=[8, 16], net_cases=[["vectors", [4], 3]],
+            net_nb_neurons_list=[8], cores=["cortex-m4f"], optimisations=["-O2", "-Os"], trained_model_names=["ss_2_dim"],
             nb_neurons=8, nb_test_samples=7, min_number_training_epochs=0, max_number_training_epochs=3, nb_jobs=1)
 
 
@@ -63,15 +63,18 @@ def test_main_measures_everything_writes_data_and_a_figure_prints_tables_and_kee
     assert set(result["hyperparameters"]) == {line.split(" = ")[0] for line in block.splitlines() if " = " in line}
     assert result["environment"].keys() >= {"torch", "ziglang", "unicorn", "platform", "source_digest"}
     rows = result["rows"]
-    assert [(row["kind"], row["n"], row["layer"], row["multiply_adds"]) for row in rows] == [
-        ("hidden layer", 16, "standard_nn", 256), ("hidden layer", 16, "ss_1_dim", 16 + 4 * 15 + 2 * 14),
-        ("vectors", 8, "standard_nn", 4 * 8 + 64 + 8 * 3), ("vectors", 8, "ss_1_dim", 32 + 8 + 4 * 7 + 2 * 6 + 24)]
+    sizes = [("hidden layer", 8, "standard_nn", 64), ("hidden layer", 8, "ss_1_dim", 8 + 4 * 7 + 2 * 6),
+             ("hidden layer", 16, "standard_nn", 256), ("hidden layer", 16, "ss_1_dim", 16 + 4 * 15 + 2 * 14),
+             ("vectors", 8, "standard_nn", 32 + 64 + 24), ("vectors", 8, "ss_1_dim", 32 + 8 + 4 * 7 + 2 * 6 + 24)]
+    assert [(row["kind"], row["n"], row["layer"], row["multiply_adds"], row["optimisation"]) for row in rows] == [
+        (*size, optimisation) for size in sizes for optimisation in ("-O2", "-Os")]
     for row in rows:
         assert row["difference"] < 2e-5 and row["instructions"] == row["largest_instructions"] > row["multiply_adds"]
         assert row["cycles"] > row["instructions"] and row["code_bytes"] > 0 and 0 <= row["stack_bytes"] < 2000
-    assert [row["ratio"] for row in rows] == [
-        1, rows[0]["instructions"] / rows[1]["instructions"], 1, rows[2]["instructions"] / rows[3]["instructions"]]
-    assert rows[0]["constant_bytes"] == 4 * rows[0]["parameters"]  # a dense layer's weights lie in flash, each once
+    for i in range(0, len(rows), 4):  # dense and SSS, in turn at both optimisations
+        assert [row["ratio"] for row in rows[i:i + 4]] == [
+            1, 1, *(rows[i + j]["instructions"] / rows[i + j + 2]["instructions"] for j in (0, 1))]
+    assert rows[4]["constant_bytes"] == 4 * rows[4]["parameters"]  # a dense layer's weights lie in flash, each once
     (trained,) = result["trained"]
     assert (trained["kind"], trained["layer"], trained["nb_test_samples"], trained["nb_ties"]) == (
         "digits", "ss_2_dim", 7, 0)
@@ -109,7 +112,7 @@ def test_output_that_is_not_that_of_pytorch_ends_the_measurement_and_is_named(
         set_hyperparameters, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(microcontroller_benchmark, "get_scores", lambda module, X: get_scores(module, X) * (1 + 3e-5))
     assert microcontroller_benchmark.main() == 1
-    assert "hidden layer, n 16, standard_nn on cortex-m4f, -O2: a score differs" in capsys.readouterr().err
+    assert "hidden layer, n 8, standard_nn on cortex-m4f, -O2: a score differs" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
