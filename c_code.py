@@ -72,7 +72,7 @@ def write_product(comment, target, matrix, operands, bias=None, add=False, finis
         return lines + [f"{place} = {finish.format(s)};" for place, s in zip(places, sums)]
 
     return (np.concatenate([weights[i:i + rows_at_a_time].T.ravel() for i in range(0, nb_rows, rows_at_a_time)]),
-            [f"/* {comment} */", *write_loop("i", nb_rows, rows_at_a_time, write_rows)])
+            [f"/* {comment}{' + bias' * nb_biases} */", *write_loop("i", nb_rows, rows_at_a_time, write_rows)])
 
 
 def write_copy(source, target, size):

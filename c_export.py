@@ -89,7 +89,9 @@ def export_to_c(module, path, name="net", sample_inputs=None):
 def _write_functions(module, name):
     """[CFunction] of a net or a layer, in the order in which they are called."""
     functions, net, where = [], module, ""
-    if _get_kind(module, where, [*_WRITERS, FeedForwardNet, ConvNet]) is ConvNet:
+    kind = _get_kind(module, where, [*_WRITERS, FeedForwardNet, ConvNet])
+    check_finite(**dict(module.named_parameters()))
+    if kind is ConvNet:
         functions = _write_feature_extractor(module.feature_extractor, name)
         net, where = module.vector_net, "vector_net"
     layers = {where: net}
@@ -114,14 +116,13 @@ def _get_kind(module, where, kinds):
         if isinstance(module, kind) and getattr(module.forward, "__func__", None) is kind.forward:
             return kind
     raise ValueError(f"export_to_c cannot write {type(module).__name__}{f' ({where})' if where else ''}, only "
-                     f"{', '.join(kind.__name__ for kind in kinds)} with their own forward")
+                     f"{', '.join(kind.__name__ for kind in kinds)}, and no subclass with another forward")
 
 
 def _get_arrays(layer, *names):
-    """The named parameters in float64; None for a bias that is not there."""
-    parameters = {name: getattr(layer, name) for name in names if getattr(layer, name) is not None}
-    check_finite(**{f"{name} of {type(layer).__name__}": parameter for name, parameter in parameters.items()})
-    return [parameters[name].detach().cpu().double().numpy() if name in parameters else None for name in names]
+    """The named parameters in float64, None for a bias that is not there."""
+    parameters = [getattr(layer, name) for name in names]
+    return [parameter if parameter is None else parameter.detach().cpu().double().numpy() for parameter in parameters]
 
 
 # ---- layers: (description, inputs, outputs, multiply-adds, arrays, lines, scratch) as in CFunction ----
@@ -130,14 +131,14 @@ def _write_linear(layer, name, finish):
     W, bias = _get_arrays(layer, "weight", "bias")
     nb_outputs, nb_inputs = W.shape
     check_positive_integers(in_features=nb_inputs, out_features=nb_outputs)
-    weights, lines = write_product("y = W u + bias", "y", W, {"u": nb_inputs}, bias, finish=finish)
+    weights, lines = write_product("y = W u", "y", W, {"u": nb_inputs}, bias, finish=finish)
     return "Linear", nb_inputs, nb_outputs, W.size, {f"{name}_weights": weights}, [f"w = {name}_weights;", *lines]
 
 
 def _write_rank1(layer, name, finish):
     v1, v2, bias = _get_arrays(layer, "v1", "v2", "bias")
     weights, lines = join(write_product("s = u v1", "s", v1.T, {"u": v1.size}),
-                           write_product("y = s v2 + bias", "y", v2.T, {"s": 1}, bias, finish=finish))
+                          write_product("y = s v2", "y", v2.T, {"s": 1}, bias, finish=finish))
     return ("Rank1Layer", v1.size, v2.size, v1.size + v2.size, {f"{name}_weights": weights},
             ["float s[1];", f"w = {name}_weights;", *lines], 1)
 
@@ -151,8 +152,8 @@ def _write_semiseparable(layer, name, finish):
         (p, m), x, z = D.shape, {"x": A.shape[1]}, {"z": E.shape[1]}
         bias_k, bias = (None, None) if bias is None else np.split(bias, [p])
         causal.append(join(
-            write_product("y_k = C_k x_k + D_k u_k + bias_k", "y", np.hstack((C, D)), {**x, "u": m}, bias_k,
-                           finish="{}" if G.size else finish),
+            write_product("y_k = C_k x_k + D_k u_k", "y", np.hstack((C, D)), {**x, "u": m}, bias_k,
+                          finish="{}" if G.size else finish),
             write_product("x_{k+1} = A_k x_k + B_k u_k", "next", np.hstack((A, B)), {**x, "u": m}),
             ([], [*write_copy("next", "x", len(A)), f"u += {m};", f"y += {p};"])))
         anticausal.append(join(
@@ -161,10 +162,11 @@ def _write_semiseparable(layer, name, finish):
             write_product("z_{k-1} = E_k z_k + F_k u_k", "next", np.hstack((E, F)), {**z, "u": m}),
             ([], write_copy("next", "z", len(E)))))
     arrays, lines = {}, [f"float x[{d}], z[{d}], next[{d}];"] * (d > 0)
-    for direction, parts in [("causal", causal), ("anticausal", anticausal[::-1])][:1 + (d > 0)]:
-        arrays[f"{name}_{direction}"] = join(*parts)[0]
+    directions = {"causal": causal, "anticausal": anticausal[::-1]} if d else {"causal": causal}
+    for direction, pieces in directions.items():
+        arrays[f"{name}_{direction}"] = join(*pieces)[0]
         lines.append(f"w = {name}_{direction};")
-        for stage_lines, run in groupby(lines for _, lines in parts):  # stages of the same sizes
+        for stage_lines, run in groupby(piece[1] for piece in pieces):  # stages of the same sizes share a loop
             lines += write_loop("k", len([*run]), 1, lambda k, nb: stage_lines)
     return (f"SemiseparableLayer, states of up to {layer.statespace_dim}, {layer.nb_states} stages merged into "
             f"{len(stages)} of up to {stages[0].D.shape[1]} inputs", layer.input_size, layer.output_size,
@@ -185,9 +187,13 @@ def _get_merged_stages(layer):
             (i, j, inputs[j] - inputs[i], outputs[j] - outputs[i]) for i, j in bounds))
 
     nb_merged = min(range(K, 0, -1), key=get_nb_entries)
-    matrices = zip(_get_arrays(layer, *_Stage._fields), (layer.stage_shapes[name] for name in _Stage._fields))
-    stages = [_Stage(*stage) for stage in zip(*(
-        [values[:rows, :columns] for values, (rows, columns) in zip(stacked, shapes)] for stacked, shapes in matrices))]
+    parameters, shapes = dict(zip(_Stage._fields, _get_arrays(layer, *_Stage._fields))), layer.stage_shapes
+
+    def get_matrix(name, k):
+        rows, columns = shapes[name][k]
+        return parameters[name][k, :rows, :columns]
+
+    stages = [_Stage(*(get_matrix(name, k) for name in _Stage._fields)) for k in range(K)]
     return [reduce(_merge, stages[k:k + nb_merged]) for k in range(0, K, nb_merged)]
 
 
