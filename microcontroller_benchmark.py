@@ -83,7 +83,7 @@ HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # th
 TOLERANCE = 2e-5  # of scores, relative to the largest one: rounding of float32
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "microcontroller_benchmark", "emulated_core", "c_export", "benchmark", "checks", "datasets", "model_training",
+    "microcontroller_benchmark", "emulated_core", "c_export", "c_code", "benchmark", "checks", "datasets", "model_training",
     "realisation", "standardmodels", "semiseparablemodels", "rank1models")]
 SCORES = '#include "{}.h"\nint run(const float *x, float *y) {{ net_scores(x, y); return 0; }}\n'
 CLASSIFICATION = '#include "{}.h"\nint run(const float *x, float *y) {{ (void)y; return net_classify(x); }}\n'
@@ -364,7 +364,7 @@ def main():
     except (WrongOutput, RuntimeError) as problem:
         print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
         return 1
-    print(format_table(result["rows"]), format_trained(result["trained"]), sep="\n\n")
+    print(*filter(None, (format_table(result["rows"]), format_trained(result["trained"]))), sep="\n\n")
     path = FOLDER / hyperparameters["result_file"]
     if path.exists():
         os.replace(path, get_kept_path(path))
