@@ -8,10 +8,10 @@ kept under its time. c_export.py writes hidden layers alone, whole nets with ini
 emulated_core.py compiles and executes them.
 
 Instructions are counted exactly, but they are no cycles: those beside them are an estimate, see emulated_core.py. A
-ratio is the number of instructions of the dense layer or net divided by that of this one. Flash is weights and code,
-with the compiler's library for floats where the core has no unit for them. RAM is the stack; input and output, which
-the caller holds, come on top. A multiply-add is one product with a weight and its addition, in the plain form of a
-layer; the C code of an SSS layer merges stages and may take others.
+ratio is the number of instructions of the dense layer or net divided by that of this one. Flash, in bytes, is weights
+and code, with the compiler's library for floats where the core has no unit for them. RAM, in bytes, is the stack; input
+and output, which the caller holds, come on top. A multiply-add is one product with a weight and its addition, in the
+plain form of a layer; the C code of an SSS layer merges stages and may take others.
 
 No figure counts without its output: scores must be PyTorch's, and trained nets must classify test samples alike.
 """
@@ -83,7 +83,7 @@ HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # th
 TOLERANCE = 2e-5  # of scores, relative to the largest one: rounding of float32
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "microcontroller_benchmark", "emulated_core", "c_export", "benchmark", "checks", "datasets", "model_training",
+    "microcontroller_benchmark", "emulated_core", "c_export", "c_code", "benchmark", "checks", "datasets", "model_training",
     "realisation", "standardmodels", "semiseparablemodels", "rank1models")]
 SCORES = '#include "{}.h"\nint run(const float *x, float *y) {{ net_scores(x, y); return 0; }}\n'
 CLASSIFICATION = '#include "{}.h"\nint run(const float *x, float *y) {{ (void)y; return net_classify(x); }}\n'
@@ -148,13 +148,17 @@ def measure(hyperparameters, sweep):
     """All measurements: the dict that `result_file` holds.
 
     - hyperparameters, environment
-    - rows: list of dicts with kind ("hidden layer", or the name of a net case), n, layer, core, optimisation, parameters,
-      multiply_adds; instructions, largest_instructions and cycles of a call (means over the samples, the largest);
-      code_bytes, constant_bytes, stack_bytes; difference, the largest of a score from PyTorch's relative to the largest
-      score; ratio, NaN without a dense one
-    - trained: the same of trained nets, but for the difference; kind is the name of the data set; test_accuracy, of
-      PyTorch on all test data; nb_test_samples that the C code classified, with which accuracy; nb_ties, samples that
-      it put into another class whose score is the same to rounding
+    - rows: list of dicts
+        kind, n, layer, core, optimisation; kind is "hidden layer" or the name of a net case
+        parameters, multiply_adds
+        instructions, cycles: of a call, means over the samples; largest_instructions
+        code_bytes, constant_bytes, stack_bytes
+        ratio: of instructions, NaN without a dense layer or net
+        difference: the largest of a score from PyTorch's, relative to the largest score
+    - trained: the same of trained nets; kind is the name of the data set; instead of the difference
+        test_accuracy: of PyTorch on all test data
+        accuracy, nb_test_samples: of the C code
+        nb_ties: samples that the C code puts into another class, whose score is the same to rounding
     """
     environment = {**get_environment("cpu", SOURCE_FILES), **{
         package: importlib.metadata.version(package) for package in ("ziglang", "unicorn")}}
@@ -285,11 +289,11 @@ def format_table(rows):
         blocks.setdefault(f"{what} on {row['core']}, {row['optimisation']}", []).append(row)
     lines = []
     for title, block in blocks.items():
-        lines += ["", title, f"{'n':>5}  {'layer':<12}{'multiply-adds':>13}{'instructions':>14}{'each':>8}{'ratio':>8}"
-                             f"{'cycles, est.':>14}{'code':>8}{'weights':>9}{'RAM':>7}"]
-        lines += [f"{row['n']:>5}  {row['layer']:<12}{row['multiply_adds']:>13,}{row['instructions']:>14,.0f}"
+        lines += ["", title, f"{'n':>5}  {'layer':<12}{'multiply-adds':>13}{'instructions':>13}{'each':>8}{'ratio':>8}"
+                             f"{'cycles, est.':>13}{'code':>8}{'weights':>11}{'RAM':>7}"]
+        lines += [f"{row['n']:>5}  {row['layer']:<12}{row['multiply_adds']:>13,}{row['instructions']:>13,.0f}"
                   f"{row['instructions'] / row['multiply_adds']:>8.2f}{format_number(row['ratio'], '.2f'):>8}"
-                  f"{format_number(row['cycles'], ',.0f'):>14}{row['code_bytes']:>8,}{row['constant_bytes']:>9,}"
+                  f"{format_number(row['cycles'], ',.0f'):>13}{row['code_bytes']:>8,}{row['constant_bytes']:>11,}"
                   f"{row['stack_bytes']:>7,}" for row in block]
     return "\n".join(lines[1:])
 
@@ -302,13 +306,12 @@ def format_trained(rows):
     lines = [f"trained nets, {first['kind']}, n {first['n']}, on {first['core']}, {first['optimisation']}: accuracy of "
              f"PyTorch on all test data,", f"and of the C code on {first['nb_test_samples']} test samples, which it "
              f"classifies as PyTorch does ({sum(row['nb_ties'] for row in rows)} ties)",
-             f"{'net':<14}{'parameters':>10}{'accuracy':>10}{'of C':>7}{'instructions':>14}{'at most':>9}{'ratio':>7}"
-             f"{'cycles, est.':>14}{'flash':>8}{'RAM':>6} bytes"]
-    for row in rows:
-        lines.append(f"{row['layer']:<14}{row['parameters']:>10,}{row['test_accuracy']:>10.3f}{row['accuracy']:>7.3f}"
-                     f"{row['instructions']:>14,.0f}{row['largest_instructions']:>9,}"
-                     f"{format_number(row['ratio'], '.2f'):>7}{format_number(row['cycles'], ',.0f'):>14}"
-                     f"{row['code_bytes'] + row['constant_bytes']:>8,}{row['stack_bytes']:>6,}")
+             f"{'net':<12}{'parameters':>11}{'accuracy':>9}{'of C':>7}{'instructions':>13}{'at most':>9}{'ratio':>7}"
+             f"{'cycles, est.':>13}{'flash':>9}{'RAM':>7}"]
+    lines += [f"{row['layer']:<12}{row['parameters']:>11,}{row['test_accuracy']:>9.3f}{row['accuracy']:>7.3f}"
+              f"{row['instructions']:>13,.0f}{row['largest_instructions']:>9,}{format_number(row['ratio'], '.2f'):>7}"
+              f"{format_number(row['cycles'], ',.0f'):>13}{row['code_bytes'] + row['constant_bytes']:>9,}"
+              f"{row['stack_bytes']:>7,}" for row in rows]
     return "\n".join(lines)
 
 
@@ -361,7 +364,7 @@ def main():
     except (WrongOutput, RuntimeError) as problem:
         print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
         return 1
-    print(format_table(result["rows"]), format_trained(result["trained"]), sep="\n\n")
+    print(*filter(None, (format_table(result["rows"]), format_trained(result["trained"]))), sep="\n\n")
     path = FOLDER / hyperparameters["result_file"]
     if path.exists():
         os.replace(path, get_kept_path(path))
