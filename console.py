@@ -29,11 +29,11 @@ class _UnfailingStream:
 def prints_without_failing(main):
     """Decorator of a function: while it runs, no print can raise, on stdout or stderr."""
     @functools.wraps(main)
-    def wrapped(*arguments):
+    def wrapped(*arguments, **keywords):
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(_UnfailingStream, streams)
         try:
-            return main(*arguments)
+            return main(*arguments, **keywords)
         finally:
             sys.stdout, sys.stderr = streams
             for stream in filter(None, streams):

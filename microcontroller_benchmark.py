@@ -34,6 +34,7 @@ import benchmark
 from benchmark_results import Run, get_environment, get_kept_path, save_results
 from c_export import export_to_c
 from checks import check_choice, check_distinct, check_positive_integers, check_script_hyperparameters
+from console import prints_without_failing
 from datasets import is_available, load_digits_data, load_pendigits_data
 from emulated_core import CORES, check_packages, measure_calls
 from model_training import get_accuracy_score, get_loss_and_accuracy, get_nb_model_parameters, train_model
@@ -352,6 +353,7 @@ def plot_microcontroller(result):
     return figure
 
 
+@prints_without_failing
 def main():
     """Measure, print, save and draw; the exit status: 0, 1 if a program fails, 2 if a hyperparameter is wrong."""
     try:

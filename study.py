@@ -24,6 +24,7 @@ from tqdm import tqdm
 import benchmark
 import datasets
 from benchmark_results import load_results
+from console import prints_without_failing
 from datasets import (get_dataset_name_for_loading_function, load_digits_data, load_hand_posture_data, load_mnist_data,
                       load_pendigits_data)
 from result_tables import get_runs
@@ -108,6 +109,7 @@ DOCUMENTS = [FOLDER / "README.md", FOLDER / "docs" / "results.md", FOLDER / "doc
 # ======================================================================================================================
 
 
+@prints_without_failing
 def main():
     """Run what is missing of the sweeps, then write the documents; the exit status is as benchmark.py's."""
     try:
