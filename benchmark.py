@@ -2,11 +2,9 @@
 accuracy and number of parameters.
 
 `python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
-`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes, and extends what is there
-by what was added.
+`benchmark_result.p` and figures beside this script. Started again it resumes or extends what is there.
 """
 
-import hashlib
 import re
 import sys
 import time
@@ -19,14 +17,16 @@ if __name__ == "__main__":  # so that workers are forks of a process that import
     start_fork_server(["torch._dynamo", "sklearn.model_selection"])
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from benchmark_results import ResultsFile, get_environment
-from checks import (check_choice, check_distinct, check_positive_integers, check_script_hyperparameters, check_shares)
-from datasets import (get_dataset_name_for_loading_function, load_cifar10_data, load_digits_data,
+from benchmark_results import ResultsFile, get_environment, lock_results
+from checks import (check_choice, check_data, check_distinct, check_positive_integers, check_script_hyperparameters,
+                    check_shares)
+from console import prints_without_failing
+from datasets import (get_loading_functions_by_name, load_cifar10_data, load_digits_data,
                       load_hand_posture_data, load_mnist_data, load_pendigits_data)
+from digests import derive_seed, digest_arrays, digest_code
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
-from plot_results import format_summary_table, plot_accuracy
+from plot_results import draw_figures, format_summary_table, remove_figures
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLConvNet, StandardTHLFFNN
@@ -55,6 +55,8 @@ patience = 20  # epochs without better validation accuracy after which training 
 min_accuracy_improvement = 5e-4  # what counts as better, as a share of the validation samples
 min_number_training_epochs = 200
 max_number_training_epochs = None  # None as in the paper: no limit
+standardise_inputs = False  # True: features, or channels of images, to mean 0 and deviation 1 over the training part
+softmax_twice = True  # as in the paper; False: cross-entropy of the probabilities themselves
 seed = 0  # everything random derives from it and the run's identity
 
 # where and how; none of these changes results, but for rounding on another device or number of threads
@@ -84,41 +86,42 @@ MODEL_FAMILIES = {
 }
 
 FOLDER = Path(__file__).resolve().parent
-WORKER_FILES = [FOLDER / f"{name}.py" for name in (  # for a cluster; each after those that it imports itself
-    "benchmark_results", "plot_results", "checks", "realisation", "standardmodels", "semiseparablemodels",
-    "rank1models", "model_training", "datasets", "benchmark")]
-SOURCE_FILES = WORKER_FILES[2:]  # what results depend on
 
 
-def main():
+@prints_without_failing
+def main(hyperparameters=None, with_figures=True):  # hyperparameters as from get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
-        hyperparameters = check_hyperparameters(get_hyperparameters())
+        hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
         path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
-        with FileLock(f"{path}.lock", timeout=0), interrupts_as_exceptions():
-            environment = get_environment(hyperparameters["device"], SOURCE_FILES)
-            with closing(ResultsFile(path, hyperparameters, environment)) as results_file:
+        with lock_results(path), interrupts_as_exceptions():
+            code_digests = {name: digest_code(train_run, *find_family(name)[1], ignored={"MODEL_FAMILIES"})
+                            for name in hyperparameters["model_names"]}
+            with closing(ResultsFile(
+                path, hyperparameters, get_environment(hyperparameters["device"]), code_digests,
+                lambda name: digest_arrays(*load_shuffled_data(name, loading_functions[name], hyperparameters))
+            )) as results_file:
                 print(f"{path.name}: {results_file.message}", flush=True)
+                remove_figures(path)  # which would be older than the file
                 with open_cluster(hyperparameters["joblib_backend"], hyperparameters["nb_jobs"],
-                                  hyperparameters["dask_scheduler_address"], WORKER_FILES) as cluster:
+                                  hyperparameters["dask_scheduler_address"], __file__) as cluster:
                     run_sweep(results_file, loading_functions, hyperparameters, cluster)
-    except Timeout:
-        return report_error(f"another benchmark.py is writing {path}; wait for it or set another result_file", 2)
     except OSError as problem:
         return report_error(f"{describe(problem)}\nIf {path.parent} cannot be written to, set another result_file", 2)
     except (ValueError, ImportError) as problem:
         return report_error(problem, 2)
     except Interrupted as interrupted:
-        return report_error(f"interrupted; {path.name} has all finished runs, python benchmark.py continues the sweep",
+        remove_figures(path)  # somebody may have drawn them in the meantime
+        return report_error(f"interrupted; {path.name} has all finished runs, the same command continues the sweep",
                             128 + interrupted.signal_number)
-    results = results_file.results
-    print(format_summary_table(results))
+    print(format_summary_table(results_file.results))
     try:
-        plot_accuracy(results).savefig(path.with_suffix(".png"), dpi=100)
+        if with_figures:
+            draw_figures(results_file.results, path)
     except Exception as problem:  # whatever it is, the results are safe and matter more
-        report_error(f"no figure: {describe(problem)}", 0)
-    return 1 if results["failures"] else 0
+        report_error(f"not all figures: {describe(problem)}", 0)
+    return 1 if results_file.results["failures"] else 0
 
 
 def run_sweep(results_file, loading_functions, hyperparameters, cluster):
@@ -129,6 +132,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
             continue
         try:
             data = load_shuffled_data(dataset, load_data, hyperparameters)
+            results_file.record_data_digest(dataset, digest_arrays(*data))
         except Exception as problem:  # the other datasets go on
             results_file.add_failure(describe(problem), dataset)
             report_error(f"{dataset} is left out: {describe(problem)}", 1)
@@ -147,7 +151,7 @@ def run_sweep(results_file, loading_functions, hyperparameters, cluster):
 
 def load_shuffled_data(dataset, load_data, hyperparameters):
     """X_train, y_train, X_test, y_test of a dataset; the training data shuffled once, so that shares are nested."""
-    (X_train, y_train), (X_test, y_test) = load_data(FOLDER / hyperparameters["datasets_folder"])
+    X_train, y_train, X_test, y_test = check_data(load_data(FOLDER / hyperparameters["datasets_folder"]))
     order = np.random.default_rng(derive_seed(hyperparameters["seed"], dataset)).permutation(len(X_train))
     return X_train[order], y_train[order], X_test, y_test
 
@@ -168,17 +172,15 @@ def train_run(run, data, hyperparameters):
     histories = train_model(model, X_train[:nb_samples], y_train[:nb_samples], seed=split_seed,
                             **{name: hyperparameters[name] for name in TRAINING_HYPERPARAMETERS})
     training_time = time.perf_counter() - start
-    test_loss, test_accuracy = get_loss_and_accuracy(model, X_test, y_test)
+    test = get_loss_and_accuracy(model, X_test, y_test, softmax_twice=hyperparameters["softmax_twice"])
     return {**dict(zip(("training_loss_history", "accuracy_history", "val_accuracy_history"), histories)),
-            "test_loss": test_loss, "test_accuracy": test_accuracy, "training_time": training_time,
+            "test_loss": test[0], "test_accuracy": test[1], "training_time": training_time,
             "nb_model_parameters": get_nb_model_parameters(model), "seed": initial_weights_seed}
 
 
 def make_net(run, sample_shape, nb_classes, hyperparameters):
     """The net of a run, with its initial weights, for samples of shape (features,) or (channels, height, width)."""
-    for pattern, (net_for_vectors, net_for_images) in MODEL_FAMILIES.items():
-        if family := re.fullmatch(pattern, run.model_name):
-            break
+    family, (net_for_vectors, net_for_images) = find_family(run.model_name)
     arguments = {"nb_hidden_layers": hyperparameters["nb_hidden_layers"]}
     if family.groups():
         arguments.update(statespace_dim=int(family[1]), input_output_dim=hyperparameters["inputoutput_dim"],
@@ -188,9 +190,12 @@ def make_net(run, sample_shape, nb_classes, hyperparameters):
     return net_for_images(sample_shape, nb_classes, run.nb_neurons, **arguments)
 
 
-def derive_seed(*identity):
-    """A seed (int, 32 bits) that depends on the identity of what it is for and on nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:4], "little")
+def find_family(model_name):
+    """(match of the pattern, nets) of the family in MODEL_FAMILIES; ValueError if there is none."""
+    for pattern, nets in MODEL_FAMILIES.items():
+        if family := re.fullmatch(pattern, str(model_name)):
+            return family, nets
+    raise ValueError(f"unknown model name {model_name!r}, known are standard_nn, ss_1_dim, ss_2_dim, .. rank_1")
 
 
 def check_hyperparameters(hyperparameters):
@@ -199,21 +204,19 @@ def check_hyperparameters(hyperparameters):
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
     for model_name in checked["model_names"]:
-        if not any(re.fullmatch(pattern, str(model_name)) for pattern in MODEL_FAMILIES):
-            raise ValueError(f"unknown model name {model_name!r}, known are standard_nn, ss_1_dim, ss_2_dim, .. rank_1")
+        find_family(model_name)
     for nb_neurons in checked["nb_neurons_list"]:
         check_positive_integers(nb_neurons_list=nb_neurons, inputoutput_dim=checked["inputoutput_dim"])
         if nb_neurons % checked["inputoutput_dim"]:
             raise ValueError(f"inputoutput_dim {checked['inputoutput_dim']} does not divide {nb_neurons} neurons")
     check_shares("training_set_shares", checked["training_set_shares"])
-    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS if name != "use_Adam"})
+    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS})
     check_positive_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{
         name: checked[name] for name in ("nb_iterations", "nb_threads_per_run", "nb_hidden_layers")})
-    for name, choices in (("use_Adam", (True, False)), ("initialisation", ("realisation", "direct")),
-                          ("joblib_backend", ("loky", "dask"))):
-        check_choice(name, checked[name], choices)
+    check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
+    check_choice("joblib_backend", checked["joblib_backend"], ("loky", "dask"))
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
-    loading_functions = {get_dataset_name_for_loading_function(f): f for f in checked["dataset_loading_functions"]}
+    loading_functions = get_loading_functions_by_name(checked["dataset_loading_functions"])
     return {**checked, "dataset_loading_functions": loading_functions, "dataset_names": list(loading_functions)}
 
 

@@ -3,7 +3,7 @@
 Notebooks need `load_results` only; it imports nothing but the standard library.
 """
 
-import hashlib
+import errno
 import importlib.metadata
 import os
 import pickle
@@ -13,15 +13,19 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from digests import digest_code
+
 # Hyperparameters that only choose which runs there are: a sweep with more of them contains all runs of one with less.
 SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list")
-# Hyperparameters that change neither the runs nor their results.
-EXECUTION_HYPERPARAMETERS = ("nb_jobs", "joblib_backend", "dask_scheduler_address")
+# Hyperparameters that change neither the runs nor their results; the data themselves are compared.
+EXECUTION_HYPERPARAMETERS = ("datasets_folder", "nb_jobs", "joblib_backend", "dask_scheduler_address")
 BYTES_PER_RUN = 10_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that have none, e.g. of clusters
 
 
 class Run(NamedTuple):
@@ -55,7 +59,7 @@ def load_results(path="benchmark_result.p"):
     :raises FileNotFoundError: there is no such file
     :raises ValueError: the file is truncated, no results dict, or holds anything but plain Python data
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; python benchmark.py writes one")
     try:
@@ -83,9 +87,35 @@ def save_results(results, path):
             _PlainPickler(file, protocol=4).dump(results)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace_file(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_in_the_end(results, path, keep_old=False):
+    """As save_results, but if that fails save in the folder for temporary files and raise OSError, which says where.
+
+    :param keep_old: whether an older file stays, under another name, see get_kept_path
+    """
+    path = Path(path)
+    try:
+        if keep_old and path.exists():
+            replace_file(path, get_kept_path(path))
+        save_results(results, path)
+    except OSError as problem:
+        elsewhere = Path(tempfile.mkdtemp(prefix=f"{path.stem}_"), path.name)
+        save_results(results, elsewhere)
+        raise OSError(f"{path} cannot be written any more ({problem}); all results are in {elsewhere}") from problem
+
+
+def replace_file(source, target):
+    """os.replace, tried again for a second: Windows refuses it while a virus scanner or an indexer reads a file."""
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def get_kept_path(path):
@@ -97,16 +127,40 @@ def get_kept_path(path):
     return kept
 
 
+@contextmanager
+def lock_results(path):
+    """While this lasts, no other sweep writes the file of results; ValueError if one does.
+
+    Where the file system has no locks a file `.in_use` beside it takes their place. It is left behind by a process that
+    is killed, and counts no more if that ran on this machine.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout  # here, so that notebooks need none
+
+    lock = FileLock(f"{path}.lock", timeout=0, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+            print(f"the file system of {path} has no locks ({problem}): a file {path.name}.in_use takes their place",
+                  file=sys.stderr, flush=True)
+            lock = SoftFileLock(f"{path}.in_use", timeout=0)
+            lock.acquire()
+    except Timeout:
+        raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file. "
+                         f"If there is none, delete {lock.lock_file}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def get_environment(device, source_files=()):
     """{name: str or int} of what the results may depend on beside the hyperparameters.
 
-    :param source_files: paths of scripts; their digest leaves out the ruled-off hyperparameters at the top
+    :param source_files: paths of scripts; with some, "source_digest" is that of their code, without hyperparameters
     """
-    digest = hashlib.sha256()
-    for file in source_files:
-        text = Path(file).read_text(encoding="utf-8")
-        before_and_after = text.split("\n# ====", 2)[::2]  # without the block in between, if there is one
-        digest.update("".join(before_and_after).encode())
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in ("torch", "numpy", "scikit-learn")},
@@ -115,7 +169,7 @@ def get_environment(device, source_files=()):
         "nb_cores": os.cpu_count(),
         "device": str(device),
         "start_time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "source_digest": digest.hexdigest(),
+        **({"source_digest": digest_code(*map(Path, source_files))} if source_files else {}),
     }
 
 
@@ -125,18 +179,25 @@ class ResultsFile:
     """Results of a sweep, saved by a thread in the background: at once while that is cheap, and so rarely that it
     takes about 2 % of the time, but at least once a minute, when the file is large.
 
-    Opening it resumes what an interrupted sweep left there, or a smaller one; any other file is renamed and kept.
+    Opening it resumes what an interrupted sweep left there, or a smaller one. Runs that depend on other code or data
+    are not taken over; unless all are, the old file is kept under another name.
 
     :param hyperparameters: {name: plain value}, with the SWEEP_LISTS and nb_iterations
+    :param code_digests: {model name: digest (str) of the code that its runs depend on}
+    :param get_data_digest: function from the name of a data set to the digest (str) of its arrays; may raise anything
+    :raises ValueError: a data set is named like another entry of the results
     :raises OSError: the folder cannot be written, or the disk has no room for the results
     """
 
     LARGEST_SHARE_OF_TIME = 0.02
     LONGEST_DELAY = 60  # seconds
 
-    def __init__(self, path, hyperparameters, environment):
+    def __init__(self, path, hyperparameters, environment, code_digests, get_data_digest):
         self.path = Path(path)
-        self.results = {**hyperparameters, "environment": environment, "failures": []}
+        self.results = {**hyperparameters, "environment": {**environment, "code_digests": code_digests,
+                                                           "data_digests": {}}, "failures": []}
+        for dataset in set(hyperparameters["dataset_names"]) & set(self.results):
+            raise ValueError(f"a data set cannot be named {dataset}, the name of another entry of the results")
         self.runs = [Run(dataset, share, model_name, nb_neurons, iteration)
                      for dataset in hyperparameters["dataset_names"]
                      for share in hyperparameters["training_set_shares"]
@@ -145,14 +206,15 @@ class ResultsFile:
                      for iteration in range(hyperparameters["nb_iterations"])]
         for run in self.runs:  # so that the order in the file is that of the sweep, whatever ends first
             self._iterations(run)
-        self.message, kept_path = self._resume()
+        self.message, kept_path = self._resume(environment, get_data_digest)
         needed = 2 * BYTES_PER_RUN * len(self.missing_runs)  # in the new file, and once more in the one beside it
+        needed += self.path.stat().st_size if kept_path else 0
         free = shutil.disk_usage(self.path.parent).free
         if free < needed:
-            raise OSError(f"the disk of {self.path} has {free / 1e6:.1f} MB left, but the results of "
-                          f"{len(self.missing_runs)} runs may need {needed / 1e6:.1f} MB")
+            raise OSError(f"the disk of {self.path} has {free / 1e3:,.0f} kB left, but the results of "
+                          f"{len(self.missing_runs)} runs may need {needed / 1e3:,.0f} kB")
         if kept_path:
-            os.replace(self.path, kept_path)
+            shutil.copy2(self.path, kept_path)  # a copy, so that no crash leaves a folder without the file itself
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
         self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), False
         self._saver = threading.Thread(target=self._save_in_background, daemon=True)
@@ -176,18 +238,19 @@ class ResultsFile:
                                                  nb_neurons=nb_neurons, iteration=iteration, reason=reason))
         self._changed.set()
 
+    def record_data_digest(self, dataset, digest):
+        """Record the digest of the arrays of a data set; ValueError if runs in the file were made with others."""
+        with self._lock:
+            recorded = self.results["environment"]["data_digests"].setdefault(dataset, digest)
+        if recorded != digest:
+            raise ValueError("the data are others than those of the runs that are there, which start afresh next time")
+
     def close(self):
         """Save what is not saved yet; if that fails, in the folder for temporary files, and raise OSError."""
         self._closing = True
         self._changed.set()
         self._saver.join()
-        try:
-            save_results(self.results, self.path)
-        except OSError as problem:
-            elsewhere = Path(tempfile.mkdtemp(prefix="benchmark_result_"), self.path.name)
-            save_results(self.results, elsewhere)
-            raise OSError(f"{self.path} cannot be written any more ({problem}); "
-                          f"all results are in {elsewhere}") from problem
+        save_in_the_end(self.results, self.path)
 
     def _iterations(self, run):
         results = self.results
@@ -195,53 +258,84 @@ class ResultsFile:
             results = results.setdefault(key, {})
         return results
 
-    def _resume(self):
-        """Take over the runs of the file that is there: a sentence about it, and the path to keep it at if not."""
+    def _resume(self, environment, get_data_digest):
+        """Take over the runs of the file that is there: a sentence about it, and the path to keep it at if not all."""
         if not self.path.exists():
             return f"{len(self.runs)} runs to do", None
+        taken, unchecked = {}, []
         try:
             old = load_results(self.path)
-            difference = self._difference(old)
-            old_runs = {run: _find(old, run) for run in self.runs}
+            reasons = self._difference(old)
+            if not reasons:
+                taken, reasons, unchecked = self._find_runs(old, get_data_digest)
         # Plain data can still be of another shape than results.
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            difference = str(problem)
-        if difference:
-            kept = get_kept_path(self.path)
+            reasons = [str(problem)]
+        kept = get_kept_path(self.path) if reasons else None
+        if reasons and not taken:
             return (f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: "
-                    f"{difference}"), kept
-        for run, result in old_runs.items():
-            if result:
-                self._iterations(run)[run.iteration] = result
-        environment = self.results["environment"]
-        self.results["environment"] = old["environment"]
+                    f"{', '.join(reasons)}"), kept
+        for run, result in taken.items():
+            self._iterations(run)[run.iteration] = result
         nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
-        if not nb_missing:
-            return f"complete: all {len(self.runs)} runs are there", None
-        # Who started the sweep is still known, and who went on with it.
-        self.results["environment"].setdefault("resumed", []).append(environment)
-        return (f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
-                + (f", {nb_failures} recorded failures are tried again" if nb_failures else "")), None
+        message = f"complete: all {len(self.runs)} runs are there"
+        with_runs = {run.dataset for run in taken}
+        self.results["environment"] = {
+            **old["environment"], "code_digests": self.results["environment"]["code_digests"], "data_digests": {
+                name: digest for name, digest in old["environment"]["data_digests"].items() if name in with_runs}}
+        if nb_missing:
+            # Who started the sweep is still known, and who went on with it.
+            self.results["environment"].setdefault("resumed", []).append(environment)
+            message = (f"resuming: {len(taken)} of {len(self.runs)} runs are there, {nb_missing} to do"
+                       + (f", {nb_failures} recorded failures are tried again" if nb_failures else ""))
+        if reasons:
+            message += f"; {', '.join(reasons)}: these runs start afresh, the old file is kept as {kept.name}"
+        return "; ".join([message, *unchecked]), kept
+
+    def _find_runs(self, old, get_data_digest):
+        """Runs of an old file with the same code and data, {run: result}; what has changed, what is unknown (lists)."""
+        runs = {run: result for run in self.runs if (result := _find(old, run))}
+        changes, unchecked = [], []
+        code, old_code = self.results["environment"]["code_digests"], old["environment"]["code_digests"]
+        families = list(dict.fromkeys(run.model_name for run in runs))
+        changed = [name for name in families if code[name] != old_code.get(name)]
+        if changed:
+            changes.append("the code has changed" if changed == families
+                           else f"the code of {', '.join(changed)} has changed")
+            runs = {run: result for run, result in runs.items() if run.model_name not in changed}
+        for dataset in dict.fromkeys(run.dataset for run in runs):
+            try:
+                digest = get_data_digest(dataset)
+            except Exception as problem:  # of any loading function; no reason to give up what is there
+                first_line = f"{type(problem).__name__}: {problem}".splitlines()[0]
+                unchecked.append(f"whether the data of {dataset} are still the same is unknown ({first_line})")
+                continue
+            if digest != old["environment"]["data_digests"].get(dataset):
+                changes.append(f"the data of {dataset} have changed")
+                runs = {run: result for run, result in runs.items() if run.dataset != dataset}
+        return runs, changes, unchecked
 
     def _difference(self, old):
-        """Why runs of an old file are not those of this sweep, or it has others; None if this sweep contains them."""
+        """Why no run of an old file is one of this sweep, or it has others: a list of one reason or none."""
         new = self.results
         for name in SWEEP_LISTS:
             if not set(old[name]) <= set(new[name]):
-                return f"{name} lacks {', '.join(map(str, set(old[name]) - set(new[name])))}"
+                return [f"{name} lacks {', '.join(map(str, set(old[name]) - set(new[name])))}"]
         if old["nb_iterations"] > new["nb_iterations"]:
-            return f"nb_iterations was {old['nb_iterations']}"
+            return [f"nb_iterations was {old['nb_iterations']}"]
         others = {*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, "nb_iterations", "environment", "failures"}
         values_old, values_new = ({name: value for name, value in results.items()
                                    if name not in others and name not in results["dataset_names"]}
                                   for results in (old, new))
         for name in {**values_new, **values_old}:
             if name not in values_old or name not in values_new or values_old[name] != values_new[name]:
-                return f"{name} was {values_old.get(name)!r}, is {values_new.get(name)!r}"
-        for name in ("source_digest", "torch", "numpy", "scikit-learn"):
+                return [f"{name} was {values_old.get(name)!r}, is {values_new.get(name)!r}"]
+        for name in ("torch", "numpy", "scikit-learn"):
             if old["environment"].get(name) != new["environment"].get(name):
-                return "the source files have changed" if name == "source_digest" else f"another version of {name}"
-        return None
+                return [f"another version of {name}"]
+        if "data_digests" not in old["environment"]:
+            return ["an earlier version wrote it, which kept no digests of the data"]
+        return []
 
     def _save_in_background(self):
         while not self._closing:

@@ -8,16 +8,22 @@ moved into place. So an interrupted download leaves no half file behind, a file 
 replaced, and several processes can start in one folder.
 """
 
+import codecs
+import csv
+import gzip
 import os
+import re
 import tempfile
+import zlib
+from array import array
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# torchvision is imported in the three functions that need it: it costs seconds and hundreds of megabytes, and
-# neither the digits nor UCI files that are already there need it.
+# torchvision is imported in the two functions that need it: it costs seconds and hundreds of megabytes, and of the
+# files that are already there only CIFAR-10's need it.
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
 _MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
@@ -66,7 +72,7 @@ def load_pendigits_data(datasets_folder="datasets/"):
     :param datasets_folder: folder with `pendigits/pendigits.tra` and `.tes`, downloaded if missing
     :return: (X_train, y_train), (X_test, y_test), the official split by writer: X float32 (7494, 16) and
         (3498, 16), y int64 0 ... 9
-    :raises ValueError: a file is there, but truncated or something else
+    :raises ValueError: a file is there, but truncated or something else; the message names the line, if there are lines
     :raises FileNotFoundError: a file is missing and could not be downloaded
     :raises PermissionError: a file is missing and the folder cannot be written to
     """
@@ -99,7 +105,8 @@ def load_mnist_data(datasets_folder="datasets/"):
 
     http://yann.lecun.com/exdb/mnist/
 
-    :param datasets_folder: folder with the four files, unpacked, in `MNIST/raw/`, downloaded if missing
+    :param datasets_folder: folder with the four files in `MNIST/raw/`, unpacked, each in a folder of its name, or as
+        `.gz`; downloaded if missing
     :return: (X_train, y_train), (X_test, y_test): X float32 (N, 1, 28, 28), officially 60,000 and 10,000
         images, y int64 0 ... 9
     :raises ValueError, FileNotFoundError, PermissionError: as load_pendigits_data
@@ -139,52 +146,63 @@ def load_digits_data(datasets_folder="datasets/", *, random_state=0):
     return (X_train, y_train), (X_test, y_test)
 
 
-_LOADING_FUNCTIONS = {
-    load_pendigits_data: "pendigits",
-    load_hand_posture_data: "hand_posture",
-    load_mnist_data: "mnist",
-    load_cifar10_data: "cifar10",
-    load_digits_data: "digits",
-}
-
+# ---- names, also of data sets of your own ----
 
 def get_dataset_name_for_loading_function(loading_function):
-    """Name (str) of the data set that one of the functions above loads; ValueError for any other function."""
-    for function, name in _LOADING_FUNCTIONS.items():
-        if function is loading_function:
-            return name
-    unknown = getattr(loading_function, "__name__", repr(loading_function))
-    known = ", ".join(function.__name__ for function in _LOADING_FUNCTIONS)
-    raise ValueError(f"unknown data set loading function {unknown}, known are {known}")
+    """Name (str) of the data set that a function loads: NAME for load_NAME_data; ValueError for anything else."""
+    name = re.fullmatch(r"load_(\w+)_data", str(getattr(loading_function, "__name__", "")))
+    if not name or not callable(loading_function):
+        raise ValueError(f"a data set needs a function named like load_digits_data, with the data set's name in the "
+                         f"middle, got {loading_function!r}; write def load_NAME_data(datasets_folder): ...")
+    return name[1]
+
+
+def get_loading_functions_by_name(loading_functions):
+    """{name of the data set: its loading function}; ValueError for two with the same name."""
+    names = [get_dataset_name_for_loading_function(function) for function in loading_functions]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"there are two functions load_{name}_data; rename one, the name is the data set's")
+    return dict(zip(names, loading_functions))
 
 
 def is_image_dataset(loading_function):
-    """Whether (bool) the function loads images, (N, channels, height, width); ValueError as above."""
-    return get_dataset_name_for_loading_function(loading_function) in ("mnist", "cifar10")
+    """Whether (bool) one of the functions above loads images, (N, channels, height, width); ValueError for others."""
+    name = get_dataset_name_for_loading_function(loading_function)
+    if name not in (*_SOURCES, "digits"):
+        raise ValueError(f"only the shape of what load_{name}_data returns tells whether it loads images")
+    return name in ("mnist", "cifar10")
 
 
 def is_available(loading_function, datasets_folder="datasets/"):
     """Whether (bool) the function finds all it needs in the folder and downloads nothing; ValueError as above."""
     source = _SOURCES.get(get_dataset_name_for_loading_function(loading_function))
-    return source is None or _has_files(source, Path(datasets_folder))
+    return source is None or all(_find_file(Path(datasets_folder, file)) for file in source.files)
 
 
 # ---- finding and downloading files ----
 
-def _has_files(source, folder):
-    return all((folder / file).is_file() for file in source.files)
-
-
 def _load_files(name, datasets_folder, read):
     """What `read(folder)` returns, after downloading the files that are missing there."""
-    source, folder = _SOURCES[name], Path(datasets_folder).absolute()
-    if not _has_files(source, folder):
+    source, folder = _SOURCES[name], Path(datasets_folder).expanduser().absolute()
+    missing = [folder / file for file in source.files if not _find_file(folder / file)]
+    for path in filter(Path.is_dir, missing):
+        raise ValueError(f"{path} is a folder, but has to be a file of {source.title}; remove it to have the file "
+                         f"downloaded, or put the file in its place")
+    if missing:
         _download(source, folder, read)
     try:
         return read(folder)
     except ValueError as problem:
-        raise ValueError(f"{problem}\nThis is not the data of {source.title}. Delete the file to have it "
+        raise ValueError(f"{problem}\nIf this is the data of {source.title}, correct it. Delete the file to have it "
                          f"downloaded again, or replace it from {', '.join(source.urls)}") from problem
+
+
+def _find_file(path):
+    """The file at a path, of MNIST also as it is packed or as programs unpack it; None if there is none."""
+    name = path.name
+    others = (f"{name}/{name}", name.replace("-idx", ".idx"), f"{name}.gz") if "-idx" in name else ()
+    return next(filter(Path.is_file, (path, *map(path.parent.joinpath, others))), None)
 
 
 def _download(source, folder, read):
@@ -209,7 +227,7 @@ def _download(source, folder, read):
             for file in source.files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 # What the user or another process has put there stays.
-                if not (folder / file).is_file():
+                if not _find_file(folder / file):
                     os.replace(Path(root, file), folder / file)
 
 
@@ -244,42 +262,38 @@ def _read_pendigits(folder):
     parts = []
     for file, nb_rows in zip(_SOURCES["pendigits"].files, (7494, 3498)):
         path = folder / file
-        table = _read_table(path, nb_columns=17)
+        table, lines = _read_table(path, nb_columns=17)
         if len(table) != nb_rows:
             raise ValueError(f"{path}: {len(table)} rows, expected {nb_rows}")
         X, y = table[:, :16].copy(), table[:, 16]
-        _check_range(path, X, 0, 100)
-        parts.append((X, _checked_labels(path, y, 0, 9)))
+        _check_range(path, lines, X, 0, 100)
+        parts.append((X, _checked_labels(path, lines, y, 0, 9)))
     return tuple(parts)
 
 
 def _read_hand_posture(folder):
     path = folder / _SOURCES["hand_posture"].files[0]
-    table = _read_table(path, nb_columns=38, header="Class,User,")
+    header = ["Class", "User", *(f"{axis}{marker}" for marker in range(12) for axis in "XYZ")]
+    table, lines = _read_table(path, len(header), header)
     # The official file starts with a dummy record, of class 0; not every copy still has it.
     if not table[0].any():
-        table = table[1:]
+        table, lines = table[1:], lines[1:]
     if len(table) < 2:
         raise ValueError(f"{path}: {len(table)} records, too few to split")
     X, y = table[:, 2:], table[:, 0]
     X[np.isnan(X)] = 0
-    _check_range(path, X, -10_000, 10_000)  # millimetres: no marker on a hand is 10 m away
-    return X, _checked_labels(path, y, 1, 5) - 1
+    _check_range(path, lines, X, -10_000, 10_000)  # millimetres: no marker on a hand is 10 m away
+    return X, _checked_labels(path, lines, y, 1, 5) - 1
 
 
 def _read_mnist(folder):
-    from torchvision.datasets import MNIST
-
-    # torchvision takes any files that exist, and does not name the one on which it fails.
-    for file in _SOURCES["mnist"].files:
-        _check_idx_file(folder / file, entry_shape=[28, 28] if "images" in file else [])
     parts = []
-    for train, labels_file in ((True, _SOURCES["mnist"].files[1]), (False, _SOURCES["mnist"].files[3])):
-        part = MNIST(folder, train=train, download=False)
-        X, y = part.data.numpy()[:, np.newaxis].astype(np.float32), part.targets.numpy()
-        if len(X) != len(y):
-            raise ValueError(f"{folder / labels_file}: {len(y)} labels for {len(X)} images")
-        parts.append((X, _checked_labels(folder / labels_file, y, 0, 9)))
+    for images_file, labels_file in (_MNIST_FILES[:2], _MNIST_FILES[2:]):
+        images, _ = _read_idx(folder / "MNIST/raw" / images_file, entry_shape=(28, 28))
+        y, path = _read_idx(folder / "MNIST/raw" / labels_file, entry_shape=())
+        if len(images) != len(y):
+            raise ValueError(f"{path}: {len(y)} labels for {len(images)} images")
+        parts.append((images[:, np.newaxis].astype(np.float32), _checked_labels(path, None, y, 0, 9)))
     return tuple(parts)
 
 
@@ -302,46 +316,80 @@ def _read_cifar10(folder):
                   np.array(part.targets, dtype=np.int64)) for part in parts)
 
 
-def _read_table(path, nb_columns, header=""):
-    """The numbers of a comma-separated file: float32 (records, nb_columns), NaN where it has a `?`."""
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    if not lines[0].replace('"', "").startswith(header):
-        raise ValueError(f"{path}: starts with {lines[0][:40]!r}, expected the header {header}...")
-    for number, line in enumerate(lines, start=1):
-        if line.count(",") != nb_columns - 1:
-            raise ValueError(f"{path}: line {number} of {len(lines)} has {line.count(',') + 1} columns, "
-                             f"expected {nb_columns}: {line[:40]!r}")
-    records = [line.replace("?", "nan") for line in lines[bool(header):]]
-    if not records:
+_MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"}  # as people's programs write missing values
+
+
+def _read_table(path, nb_columns, header=()):
+    """The records of a comma-separated file, float32 (records, nb_columns) with NaN for what is missing, and the number
+    of each one's line in the file, from 1 (list)."""
+    lines = _read_lines(path, nb_columns)
+    if header:
+        number, names = next(lines, (1, []))
+        if [name.lower() for name in names] != [name.lower() for name in header]:
+            raise ValueError(f"{path}: line {number} is {','.join(names)[:40]!r}, expected the header "
+                             f"{','.join(header[:5])},...")
+    values, line_numbers = array("f"), []
+    for number, fields in lines:
+        try:
+            values.extend([np.nan if field in _MISSING else float(field) for field in fields])
+        except ValueError as problem:
+            raise ValueError(f"{path}: line {number}: {problem}, expected numbers, or ? for missing ones") from problem
+        line_numbers.append(number)
+    if not line_numbers:
         raise ValueError(f"{path}: no records")
-    try:
-        return np.loadtxt(records, delimiter=",", comments=None, dtype=np.float32, ndmin=2)
-    except ValueError as problem:
-        raise ValueError(f"{path}: {problem}") from problem
+    return np.frombuffer(values, np.float32).reshape(-1, nb_columns), line_numbers
 
 
-def _check_range(path, values, low, high):
+def _read_lines(path, nb_columns):
+    """(number of the line, its fields without quotes and surrounding spaces) for all lines that are not empty."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    for number, line in enumerate(content.decode(encoding, errors="replace").splitlines(), start=1):
+        try:
+            fields = next(csv.reader([line], skipinitialspace=True)) if '"' in line else line.split(",")
+        except csv.Error as problem:
+            raise ValueError(f"{path}: line {number}: {problem}") from problem
+        fields = [field.strip() for field in fields]
+        if any(fields):  # spreadsheets add lines of empty fields
+            if len(fields) != nb_columns:
+                raise ValueError(f"{path}: line {number} has {len(fields)} columns, expected {nb_columns}: "
+                                 f"{line[:40]!r}")
+            yield number, fields
+
+
+def _check_range(path, line_numbers, values, low, high):
     valid = (low <= values) & (values <= high)
     if not valid.all():
-        raise ValueError(f"{path}: record {np.argwhere(~valid)[0][0] + 1} holds {values[~valid][0]:g}, "
+        raise ValueError(f"{path}: line {line_numbers[np.argwhere(~valid)[0][0]]} holds {values[~valid][0]:g}, "
                          f"expected {low} to {high}")
 
 
-def _checked_labels(path, y, lowest, highest):
+def _checked_labels(path, line_numbers, y, lowest, highest):
     valid = np.isin(y, range(lowest, highest + 1))
     if not valid.all():
-        raise ValueError(f"{path}: record {np.argmin(valid) + 1} is of class {y[~valid][0]:g}, "
-                         f"expected {lowest} to {highest}")
+        first = np.argmin(valid)
+        place = f"line {line_numbers[first]}" if line_numbers else f"label {first + 1}"
+        raise ValueError(f"{path}: {place} is of class {y[first]:g}, expected {lowest} to {highest}")
     return y.astype(np.int64)
 
 
-def _check_idx_file(path, entry_shape):
-    """IDX: a big-endian header (2048 + number of axes, the length of each axis), then one byte per value."""
-    header = np.fromfile(path, dtype=">u4", count=2 + len(entry_shape)).tolist()
-    size = path.stat().st_size
-    if len(header) < 2 or [header[0], *header[2:]] != [2049 + len(entry_shape), *entry_shape]:
-        raise ValueError(f"{path}: {size} bytes that do not start like an IDX file of "
+def _read_idx(path, entry_shape):
+    """The values of an IDX file, uint8 (entries, *entry_shape), and the path where they were.
+
+    Such a file is a big-endian header (2048 + number of axes, the length of each axis), then one byte per value.
+    """
+    path = _find_file(path) or path
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as problem:
+            raise ValueError(f"{path}: damaged gzip file ({problem})") from problem
+    header = [int.from_bytes(content[i:i + 4], "big") for i in range(0, 8 + 4 * len(entry_shape), 4)]
+    if [header[0], *header[2:]] != [2049 + len(entry_shape), *entry_shape]:
+        raise ValueError(f"{path}: {len(content)} bytes that do not start like an IDX file of "
                          f"{'28x28 images' if entry_shape else 'labels'}")
     expected_size = 4 * len(header) + header[1] * int(np.prod(entry_shape))
-    if size != expected_size or header[1] == 0:
-        raise ValueError(f"{path}: {size} bytes, expected {expected_size} for {header[1]} entries")
+    if len(content) != expected_size or header[1] == 0:
+        raise ValueError(f"{path}: {len(content)} bytes, expected {expected_size} for {header[1]} entries")
+    return np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(-1, *entry_shape), path

@@ -29,6 +29,8 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.backend.context import set_start_method
 from tqdm import tqdm
 
+from digests import list_imported_files
+
 # joblib's word on an interrupt, which is no news to who interrupts.
 warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed", UserWarning)
 _one_run_at_a_time = threading.Lock()  # also in a Dask worker with several threads: runs may draw global random numbers
@@ -172,12 +174,12 @@ def _exit_with(process):
 # ---- a Dask cluster ----
 
 @contextmanager
-def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
+def open_cluster(backend, nb_jobs=-1, scheduler_address=None, script=None):
     """The Dask cluster that make_runs takes, None if the backend is another one than "dask".
 
     :param scheduler_address: None starts a cluster of nb_jobs processes on this machine
-    :param files: paths of the modules that make_run imports, each after those that it imports itself; the workers at
-        scheduler_address need not share a folder with this one
+    :param script: path of the one with make_run, None if it needs no files; the workers at scheduler_address, which
+        need not share a folder with this one, get it and all that it imports of its project
     :raises ImportError: Dask is not installed
     :raises ValueError: there is no scheduler at its address, or it has no workers
     """
@@ -198,9 +200,12 @@ def open_cluster(backend, nb_jobs=-1, scheduler_address=None, files=()):
         except (OSError, asyncio.TimeoutError) as problem:  # the latter is no OSError before Python 3.11
             raise ValueError(f"no Dask cluster at dask_scheduler_address {scheduler_address!r}: {problem}") from problem
         if scheduler_address:
-            client.upload_file(__file__)  # to the scheduler as well, which unpickles what it passes on
-            for file in files:
-                client.register_plugin(UploadFile(str(file)), name=file.name)
+            own_files = list_imported_files(__file__)
+            for file in own_files:
+                client.upload_file(str(file))  # to the scheduler as well, which unpickles what it passes on
+            for file in list_imported_files(script) if script else ():
+                if file not in own_files:
+                    client.register_plugin(UploadFile(str(file)), name=file.name)
         yield client
 
 

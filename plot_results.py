@@ -1,256 +1,186 @@
-"""Look at the results of a sweep: a table, two figures, and the comparison with the dense net.
+"""Look at the results of a sweep: the figures.
 
     python plot_results.py [benchmark_result.p]
 
-prints the table and writes benchmark_result.png and benchmark_result_learning_curves.png beside the pickle.
+prints the table of result_tables.py and writes the figures beside the pickle, each as .png and as .pdf.
 The functions take the results dict that `benchmark_results.load_results` returns and show what its lists name, in
-their order. A run without a finite test accuracy counts as failed and enters no mean, no figure and no comparison.
-All functions raise ValueError if the dict is no result of a sweep.
+their order: plot_accuracy({**results, "training_set_shares": [0.1]}) has one share. A run without a finite test
+accuracy counts as failed and enters no figure. All plot functions return a matplotlib Figure, and raise ValueError if
+the dict is no result of a sweep.
 """
-import io
 import math
-import re
 import sys
-import textwrap
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter
 
 from benchmark_results import load_results
+from console import prints_without_failing
+# ResultFigure and summary_table are here for those who import them from this file.
+from figure_parts import (ResultFigure, add_legend, get_family_style, get_rows, label_axes, new_figure, new_panels,
+                          save_figure, set_parameter_axis, set_y_range)
+from result_tables import (DENSE, MIN_PAIRS, compare_with_dense, format_summary_table, get_families_with_runs,
+                           get_mean_interval, get_nb_parameters, get_runs, shorten, summary_table)
 
-TABLE_WIDTH = 100  # columns of the terminal
-MAX_FAILURE_REASONS = 10  # listed beneath the table, the most frequent first
-IDENTITY = ("dataset", "share", "nb_neurons", "model_name")  # what the runs of one row of the table share
+FAR = 6  # times as far from the dense net as usual is too far for the scale of plot_differences
 
-# All pairs stay apart under simulated protanopia, deuteranopia and tritanopia; the markers serve greyscale.
-FAMILY_STYLES = {
-    "standard_nn": {"color": "#000000", "marker": "o"},
-    "ss_1_dim": {"color": "#9dae5a", "marker": "^"},
-    "ss_2_dim": {"color": "#12b0a8", "marker": "s"},
-    "ss_3_dim": {"color": "#0a6b5a", "marker": "D"},
-    "ss_4_dim": {"color": "#3a63d8", "marker": "v"},
-    "ss_5_dim": {"color": "#5c1278", "marker": "P"},
-    "rank_1": {"color": "#d55e00", "marker": "X"},
-}
-# Of more state dimensions, from 6 on to the lighter; the steps shrink, as the difference that a dimension makes does.
-FIRST_LARGE_COLOR, LAST_LARGE_COLOR = (163, 24, 156), (255, 201, 236)  # red, green, blue
-OTHER_COLORS = ("#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
-OTHER_MARKERS = ("p", "h", "<", ">", "*")
+# ---- accuracy and parameters ------------------------------------------------------------------------------
+
+class Point(NamedTuple):
+    """A family with one number of neurons, in a panel."""
+    model_name: str
+    x: float
+    mean: float
+    low: float  # ends of the interval of the mean
+    high: float
+    label: str = ""
+    is_filled: bool = True
+
+    @property
+    def reach(self):
+        """The largest distance of mean and interval from 0."""
+        return max(abs(value) for value in (self.mean, self.low, self.high) if not math.isnan(value))
 
 
-class ResultFigure(Figure):
-    """A matplotlib Figure that a notebook displays when it ends a cell.
+def plot_accuracy(results, model_names=None):
+    """Test accuracy against number of parameters, one panel per dataset and share.
 
-    pyplot's figures live until somebody closes them, and a notebook may show them twice. A figure made without pyplot,
-    like this one, touches no global state and no backend, but of a plain Figure a notebook only prints the name.
+    A marker is the mean over a family's runs with its 95 % t interval, the pale dashes are the single runs. The line of
+    the dense net is what a family has to beat: its mean, or with several numbers of neurons its means connected, so
+    that a family above the line is more accurate than a dense net of as many parameters, that is a narrower one. With
+    several numbers of neurons each is written at its marker. The parameter axis is logarithmic where it spans more than
+    a factor of four. The accuracy axis has room for all runs; intervals of few runs may leave it.
+
+    :param model_names: the families to show; None: all
     """
-
-    def _repr_png_(self):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def get_family_style(model_name):
-    """{"color": ..., "marker": ...} of a family: fixed for the paper's seven, else derived from the name."""
-    if model_name in FAMILY_STYLES:
-        return dict(FAMILY_STYLES[model_name])
-    if parsed := re.fullmatch(r"ss_([1-9]\d*)_dim", model_name):
-        d = int(parsed[1])
-        color = [round(last + (first - last) * 6 / d) for first, last in zip(FIRST_LARGE_COLOR, LAST_LARGE_COLOR)]
-        return {"color": "#{:02x}{:02x}{:02x}".format(*color), "marker": OTHER_MARKERS[d % len(OTHER_MARKERS)]}
-    n = sum(model_name.encode()) + len(model_name)  # unlike hash(), the same in every process
-    return {"color": OTHER_COLORS[n % len(OTHER_COLORS)], "marker": OTHER_MARKERS[n % len(OTHER_MARKERS)]}
-
-
-def _get_runs(results):
-    """The runs, {(dataset, share, nb_neurons, model_name): {iteration: run}} in the order of the sweep, and failures.
-
-    Each family in results["model_names"] has an entry, and others that have runs. A run whose test accuracy is not
-    finite is one of the failures, beside the recorded ones.
-    """
-    for key in ("dataset_names", "training_set_shares", "nb_neurons_list", "model_names", "nb_iterations"):
-        if not isinstance(results, dict) or key not in results:
-            raise ValueError(f"this is not the result of a sweep: it has no entry {key!r}")
-    runs, failures = {}, list(results.get("failures", []))
-    for dataset, share, nb_neurons in dict.fromkeys(product(
-            results["dataset_names"], results["training_set_shares"], results["nb_neurons_list"])):
-        by_model = results.get(dataset, {}).get(share, {})
-        with_runs = [name for name in by_model if by_model[name].get(nb_neurons)]
-        for model_name in dict.fromkeys([*results["model_names"], *with_runs]):
-            identity = dataset, share, nb_neurons, model_name
-            runs[identity] = {}
-            for iteration, run in sorted(by_model.get(model_name, {}).get(nb_neurons, {}).items()):
-                if math.isfinite(run["test_accuracy"]):
-                    runs[identity][iteration] = run
-                else:
-                    failures.append({**dict(zip(IDENTITY, identity)), "iteration": iteration,
-                                     "reason": "test accuracy is not finite"})
-    return runs, failures
-
-
-def _get_families_with_runs(by_identity):
-    """In the order of the sweep, even if the first dataset lacks one that others have."""
-    names = {identity[3] for identity, runs in by_identity.items() if runs}
-    return [name for name in dict.fromkeys(identity[3] for identity in by_identity) if name in names]
-
-
-def _get_nb_parameters(runs):
-    return next((run["nb_model_parameters"] for run in runs.values()), math.nan)
-
-
-# ---- the table --------------------------------------------------------------------------------------------
-
-def summary_table(results):
-    """One row (a dict) per dataset, share, number of neurons and family; `pandas.DataFrame(rows)` works.
-
-    - dataset, share, nb_neurons, model_name
-    - nb_model_parameters, nb_runs, epochs_mean, test_accuracy_mean
-    - nb_failures: iterations that failed; the failure of a whole dataset or family stands for all iterations it lacks
-    - test_accuracy_sd: sample standard deviation (ddof = 1), NaN for fewer than two runs
-    - best: True for the highest mean of its dataset, share and number of neurons
-
-    Without a run the parameters, epochs and accuracies are NaN.
-    """
-    by_identity, failures = _get_runs(results)
-    failed_iterations = {}  # where -> set; None in a failure: whatever is there
-    for failure in failures:
-        failed_iterations.setdefault(tuple(failure[key] for key in IDENTITY), set()).update(
-            range(results["nb_iterations"]) if failure["iteration"] is None else [failure["iteration"]])
-    rows = []
-    for identity, runs in by_identity.items():
-        failed = set().union(*(failed_iterations.get(where, ())
-                               for where in product(*((None, part) for part in identity))))
-        accuracies = [run["test_accuracy"] for run in runs.values()]
-        epochs = [len(run["accuracy_history"]) for run in runs.values()]
-        rows.append({
-            **dict(zip(IDENTITY, identity)),
-            "nb_model_parameters": _get_nb_parameters(runs),
-            "nb_runs": len(runs),
-            "nb_failures": len(failed - set(runs)),
-            "epochs_mean": float(np.mean(epochs)) if runs else math.nan,
-            "test_accuracy_mean": float(np.mean(accuracies)) if runs else math.nan,
-            "test_accuracy_sd": float(np.std(accuracies, ddof=1)) if len(runs) > 1 else math.nan,
-        })
-    for _, block in _get_blocks(rows):
-        highest_mean = max((row["test_accuracy_mean"] for row in block if row["nb_runs"]), default=math.nan)
-        for row in block:
-            row["best"] = row["test_accuracy_mean"] == highest_mean
-    return rows
-
-
-def _get_blocks(rows):
-    """[((dataset, share, nb_neurons), rows), ...]"""
-    return [(key, list(block)) for key, block in groupby(rows, lambda row: tuple(row[part] for part in IDENTITY[:3]))]
-
-
-def format_summary_table(results):
-    """The summary table as text, at most 100 columns wide.
-
-    One block per dataset, share and number of neurons, its best family marked with *; beneath failures by reason.
-    """
-    rows = summary_table(results)
-    width = min(30, max([len(row["model_name"]) for row in rows] + [len("model")]))
-    lines = []
-    for (dataset, share, nb_neurons), block in _get_blocks(rows):
-        lines.append(f"{_shorten(dataset, 60)}, share {share:g}, {_number(nb_neurons)} neurons")
-        if any(row["nb_runs"] for row in block):
-            lines.append(f"  {'model':<{width}}  parameters    runs  failed    epochs  test accuracy")
-        else:
-            lines.append(f"  no runs, {sum(row['nb_failures'] for row in block)} failed")
-            block = []
-        for row in block:
-            lines.append(
-                f"  {_shorten(row['model_name'], width):<{width}}  {_number(row['nb_model_parameters']):>10}"
-                f"  {_number(row['nb_runs']):>6}  {_number(row['nb_failures']):>6}"
-                f"  {_number(row['epochs_mean'], '.1f'):>8}  {_number(row['test_accuracy_mean'], '.3f')}"
-                + (f" ± {_number(row['test_accuracy_sd'], '.3f')}" if row["nb_runs"] > 1 else "")
-                + (" *" if row["best"] else ""))
-        lines.append("")
-    lines.append("test accuracy: mean ± sd over runs, * highest mean of its block"
-                 if any(row["nb_runs"] for row in rows) else "no runs")
-    return "\n".join(lines + _format_failures(_get_runs(results)[1]))
-
-
-def _format_failures(failures):
-    by_reason = {}
-    for failure in failures:
-        by_reason.setdefault(" ".join(str(failure["reason"]).split()), []).append(failure)
-    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    lines = ["", f"failures: {len(failures)}"] if failures else []
-    prefixes = {"dataset": "", "share": "share ", "nb_neurons": "neurons ", "model_name": "", "iteration": "iteration "}
-    for reason, group in reasons[:MAX_FAILURE_REASONS]:
-        where = ", ".join(prefix + _shorten(str(group[0][key]), 40) for key, prefix in prefixes.items()
-                          if group[0][key] is not None) or "the whole sweep"
-        times = f"{len(group)} times, first in " if len(group) > 1 else ""
-        lines += textwrap.wrap(f"{times}{where}: {reason}", TABLE_WIDTH, initial_indent="  ",
-                               subsequent_indent="    ", max_lines=4, placeholder=" ...")
-    if len(reasons) > MAX_FAILURE_REASONS:
-        nb_more = sum(len(group) for _, group in reasons[MAX_FAILURE_REASONS:])
-        lines.append(f"  {nb_more} more for {len(reasons) - MAX_FAILURE_REASONS} other reasons")
-    return lines
-
-
-def _shorten(text, width):
-    """Cut out the middle: names that differ at either end stay apart."""
-    if len(text) <= width:
-        return text
-    return f"{text[:(width - 2) // 2]}...{text[len(text) - (width - 3) // 2:]}"
-
-
-def _number(value, specification="d"):
-    text = "-" if math.isnan(value) else f"{value:{specification}}"
-    return text if len(text) <= 8 else f"{value:.1e}"
-
-
-# ---- the figures ------------------------------------------------------------------------------------------
-
-def plot_accuracy(results):
-    """Test accuracy against number of parameters, one panel per dataset and share; a matplotlib Figure.
-
-    A marker is the mean over a family's runs, the dashes of its colour are the single runs. With several numbers of
-    neurons a thin line connects the means. The parameter axis is logarithmic where it spans more than a factor of ten.
-    """
-    panels = {}  # (dataset, share) -> model_name -> [(nb_model_parameters, [test_accuracy, ...]), ...]
-    by_identity, _ = _get_runs(results)
-    for (dataset, share, _, model_name), runs in by_identity.items():
-        families = panels.setdefault((dataset, share), {})
+    by_identity, _ = get_runs(results)
+    by_identity = {key: runs for key, runs in by_identity.items() if model_names is None or key[3] in model_names}
+    figure, panels = new_panels(results)
+    points, accuracies = {ax: [] for ax in figure.axes}, {ax: [] for ax in figure.axes}
+    for (dataset, share, nb_neurons, model_name), runs in by_identity.items():
         if runs:
-            accuracies = [run["test_accuracy"] for run in runs.values()]
-            families.setdefault(model_name, []).append((_get_nb_parameters(runs), accuracies))
-
-    nb_shares = len(set(results["training_set_shares"]))
-    # One row per dataset, unless that is too wide or there is one share only.
-    nb_columns = nb_shares if 1 < nb_shares <= 5 else max(1, min(4, len(panels)))
-    panel_size = {1: (6.4, 4.2), 2: (4.8, 3.4)}.get(nb_columns, (3.2, 2.7))
-    figure, axes = _new_figure(max(1, len(panels)), nb_columns, panel_size)
-    for ax, ((dataset, share), families) in zip(axes, panels.items()):
-        ax.set_title(f"{_shorten(dataset, 32)}\ntraining share {share:g}", parse_math=False)
-        for model_name, points in families.items():
-            style = get_family_style(model_name)
-            runs = [(size, accuracy) for size, accuracies in points for accuracy in accuracies]
-            means = sorted((size, float(np.mean(accuracies))) for size, accuracies in points)
+            ax, size = panels[dataset, share], get_nb_parameters(runs)
+            values = [run["test_accuracy"] for run in runs.values()]
+            points[ax].append(Point(model_name, size, *get_mean_interval(values), _get_label(nb_neurons, results)))
+            accuracies[ax] += values
             # The dashes are wider than the marker of the mean, so that no run hides behind one.
-            ax.plot(*zip(*runs), color=style["color"], linestyle="none", marker="_", markersize=12,
-                    markeredgewidth=1.2, label=model_name)
-            ax.plot(*zip(*means), **style, linewidth=0.8, markersize=7.5, markeredgecolor="white",
-                    markeredgewidth=0.6, label=model_name)
-        if families:
-            _set_parameter_axis(ax, [size for points in families.values() for size, _ in points])
-    _label_axes(axes, nb_columns, "Model parameters (count)", "Test accuracy\n(fraction of samples)")
-    _add_legend(figure, "markers: means, dashes: single runs", [
-        Line2D([], [], **get_family_style(name), linestyle="none", markersize=7.5, label=_shorten(name, 20))
-        for name in _get_families_with_runs(by_identity)])
+            ax.plot([size] * len(values), values, color=get_family_style(model_name)["color"], linestyle="none",
+                    marker="_", markersize=12, markeredgewidth=1.2, alpha=min(0.35, 0.05 + 3 / len(values)))
+    for axes in get_rows(figure):
+        set_y_range(axes, [accuracy for ax in axes for accuracy in accuracies[ax]])
+        for ax in axes:
+            dense_means = [point.mean for point in points[ax] if point.model_name == DENSE]
+            if len(dense_means) == 1:
+                ax.axhline(dense_means[0], color=get_family_style(DENSE)["color"], linewidth=1.4, zorder=1)
+            _plot_points(ax, points[ax])
+            set_parameter_axis(ax, [point.x for point in points[ax]], EngFormatter(sep=""))
+    label_axes(figure, "Model parameters (count)", "Test accuracy\n(fraction of samples)")
+    _add_family_legend(figure, results, get_families_with_runs(by_identity),
+                       "markers: means with 95 % intervals, dashes: single runs")
     return figure
 
 
+def plot_differences(results):
+    """Difference to the dense net against the ratio of parameters, one panel per dataset and share.
+
+    The rows of `compare_with_dense`: each net is compared with the dense one of as many neurons, which is at ratio 1
+    and difference 0. A bar is the 95 % t interval of its difference alone, left out below five pairs. A filled marker
+    is a verdict, better or worse than the dense net after correction for the number of families; an empty one is
+    undecided, even if its bar misses 0. Nets that differ more than six times as much as is usual in their row of
+    panels are written at its edge. ValueError if the sweep has no dense net.
+    """
+    rows = [row for row in compare_with_dense(results, DENSE) if row["nb_pairs"]]
+    figure, panels = new_panels(results)
+    points = {ax: [] for ax in figure.axes}
+    for row in rows:
+        # The interval of few pairs is so wide that it would hide all else.
+        ends = (row["interval_low"], row["interval_high"]) if row["nb_pairs"] >= MIN_PAIRS else (math.nan, math.nan)
+        points[panels[row["dataset"], row["share"]]].append(Point(
+            row["model_name"], row["parameter_ratio"], row["difference_mean"], *ends,
+            _get_label(row["nb_neurons"], results), row["verdict"] != "undecided"))
+    for axes in get_rows(figure):
+        reaches = [point.reach for ax in axes for point in points[ax]]
+        if not reaches:
+            continue
+        limit = FAR * np.median(reaches)
+        in_range = [point for ax in axes for point in points[ax] if point.reach <= limit]
+        set_y_range(axes, [0, *(value for point in in_range for value in (point.mean, point.low, point.high))],
+                    margin=0.08 if len(in_range) == len(reaches) else 0.18)
+        for ax in axes:
+            if points[ax]:
+                ax.axhline(0, color=get_family_style(DENSE)["color"], linewidth=1.4, zorder=1)
+                _plot_points(ax, [Point(DENSE, 1, 0, 0, 0), *(point for point in points[ax] if point.reach <= limit)])
+                for point in points[ax]:
+                    if point.reach > limit:
+                        _plot_at_edge(ax, point)
+                set_parameter_axis(ax, [1, *(point.x for point in points[ax])], "{x:g}")
+    label_axes(figure, "Model parameters (ratio to the dense net)", "Test accuracy minus\nthe dense net's")
+    names = dict.fromkeys(row["model_name"] for row in rows)
+    title = ("bars: 95 % intervals; filled: differs from the dense net, corrected for the number of families; "
+             "white: undecided")
+    if any(row["nb_pairs"] < MIN_PAIRS for row in rows):
+        title += "; no bar: less than five pairs"
+    _add_family_legend(figure, results, [DENSE, *names] if rows else [], title)
+    return figure
+
+
+def _plot_points(ax, points):
+    """Markers with bars and labels, those of a family connected."""
+    for model_name in dict.fromkeys(point.model_name for point in points):
+        family = sorted(point for point in points if point.model_name == model_name)
+        style = get_family_style(model_name)
+        x, means = [point.x for point in family], [point.mean for point in family]
+        lengths = [[point.mean - point.low for point in family], [point.high - point.mean for point in family]]
+        ax.errorbar(x, means, lengths, color=style["color"], linestyle="none", elinewidth=1, capsize=2.5)
+        ax.plot(x, means, color=style["color"], linewidth=1.4 if model_name == DENSE else 0.6, label=model_name)
+        for is_filled, look in ((True, dict(markersize=7, markeredgecolor="white", markeredgewidth=0.5)),
+                                (False, dict(markersize=5.5, markerfacecolor="white", markeredgewidth=1))):
+            some = [(point.x, point.mean) for point in family if point.is_filled == is_filled]
+            if some:
+                ax.plot(*zip(*some), **style, **look, linestyle="none")
+        for point in family:
+            _annotate(ax, point.label, (point.x, point.mean), (5, 4), style["color"])
+
+
+def _plot_at_edge(ax, point):
+    """A point outside of the panel's range, with its mean."""
+    style, above, transform = get_family_style(point.model_name), point.mean > 0, ax.get_xaxis_transform()
+    y = 0.95 if above else 0.05  # as a fraction of the panel's height
+    ax.plot([point.x], [y], **style, markersize=7, markeredgecolor="white", markeredgewidth=0.5, transform=transform)
+    text = f"{point.mean:+.2f}{'↑' if above else '↓'}".replace("-", "−")
+    _annotate(ax, text, (point.x, y), (5, 0), style["color"], xycoords=transform, va="center")
+    _annotate(ax, point.label, (point.x, y), (5, -10 if above else 6), style["color"], xycoords=transform)
+
+
+def _annotate(ax, text, xy, offset, color, **arguments):
+    """Small text beside a marker, readable on lines."""
+    if text:
+        ax.annotate(text, xy, xytext=offset, textcoords="offset points", color=color, fontsize=6.5,
+                    path_effects=[withStroke(linewidth=1.5, foreground="white")], **arguments)
+
+
+def _get_label(nb_neurons, results):
+    return str(nb_neurons) if len(set(results["nb_neurons_list"])) > 1 else ""
+
+
+def _add_family_legend(figure, results, names, title):
+    widths = sorted(set(results["nb_neurons_list"]))
+    title += "; numbers: neurons" if len(widths) > 1 else f"; {widths[0]} neurons" if widths else ""
+    add_legend(figure, title, [
+        Line2D([], [], **get_family_style(name), linestyle="-" if name == DENSE else "none", linewidth=1.4,
+               markersize=7.5, label=shorten(name, 20)) for name in names])
+
+
+# ---- learning curves --------------------------------------------------------------------------------------
+
 def plot_learning_curves(results, nb_neurons=None):
-    """Training (solid) and validation (dashed) accuracy over epochs; a matplotlib Figure.
+    """Training (solid) and validation (dashed) accuracy over epochs.
 
     One row of panels per dataset and share, one column per family that has runs, for one number of neurons: the first
     of the sweep if None, ValueError if the sweep has no such. Lines are medians over the runs, shades their ranges
@@ -258,24 +188,16 @@ def plot_learning_curves(results, nb_neurons=None):
     weights, which are the ones tested. So every epoch's median is over the same runs and does not jump when one ends;
     a dotted line marks where the first run stops. Accuracies that are not finite are left out of their epoch.
     """
-    by_identity, _ = _get_runs(results)
-    if nb_neurons is None:
-        nb_neurons = next(iter(results["nb_neurons_list"]), None)
-    elif nb_neurons not in results["nb_neurons_list"]:
-        raise ValueError(f"the sweep has no {nb_neurons} neurons, but {results['nb_neurons_list']}")
-    by_identity = {
-        key: [run for run in runs.values() if run["accuracy_history"] and run["val_accuracy_history"]]
-        for key, runs in by_identity.items() if key[2] == nb_neurons}
+    by_identity, nb_neurons = _get_runs_with_histories(results, nb_neurons)
     rows = list(dict.fromkeys(key[:2] for key in by_identity))
-    columns = _get_families_with_runs(by_identity) or ["all families"]
+    columns = get_families_with_runs(by_identity) or ["all families"]
 
     width = min(6.4, max(1.8, 12.6 / len(columns)))
     height = 3.2 if len(rows) < 2 else 2.4
-    figure, axes = _new_figure(max(1, len(rows)) * len(columns), len(columns), (width, height),
-                               sharex="row", sharey="row")
-    for ax, ((dataset, share), model_name) in zip(axes, product(rows, columns)):
+    figure = new_figure(max(1, len(rows)) * len(columns), len(columns), (width, height), sharex="row")
+    for ax, ((dataset, share), model_name) in zip(figure.axes, product(rows, columns)):
         titles = dataset, f"share {share:g}, {model_name}"
-        ax.set_title("\n".join(_shorten(title, int(13.5 * width)) for title in titles), parse_math=False)
+        ax.set_title("\n".join(shorten(title, int(13.5 * width)) for title in titles), parse_math=False)
         runs = by_identity.get((dataset, share, nb_neurons, model_name))
         if not runs:
             continue
@@ -288,14 +210,58 @@ def plot_learning_curves(results, nb_neurons=None):
         lengths = [len(run["accuracy_history"]) for run in runs]
         if min(lengths) < max(lengths):
             ax.axvline(min(lengths), color="#7f7f7f", linestyle=":", linewidth=1)
-    _label_axes(axes, len(columns), "Epoch", "Accuracy\n(fraction of samples)")
-    _add_legend(figure, f"{nb_neurons} neurons; a run that has stopped keeps its last accuracy", [
+    label_axes(figure, "Epoch", "Accuracy\n(fraction of samples)")
+    add_legend(figure, f"{nb_neurons} neurons; a run that has stopped keeps its last accuracy", [
         Line2D([], [], color="#555555", label="training, median"),
         Patch(color="#555555", alpha=0.3, linewidth=0, label="training, range"),
         Line2D([], [], color="#555555", linestyle="--", label="validation, median"),
         Patch(color="#555555", alpha=0.12, linewidth=0, label="validation, range"),
         Line2D([], [], color="#555555", linestyle=":", label="first run stops")])
     return figure
+
+
+def plot_validation_curves(results_by_label, nb_neurons=None):
+    """Median validation accuracy over epochs of sweeps beside each other, e.g. of two protocols of training.
+
+    One row of panels per dataset and share, one column per sweep, a line per family; the panels of a row share their
+    axes. A marker is at the median of the epochs after which runs stop, see plot_learning_curves.
+
+    :param results_by_label: {label (str): results dict}
+    :param nb_neurons: the first of each sweep if None, ValueError if one has no such
+    """
+    sweeps = {label: _get_runs_with_histories(results, nb_neurons) for label, results in results_by_label.items()}
+    rows = list(dict.fromkeys(key[:2] for by_identity, _ in sweeps.values() for key in by_identity))
+    nb_columns = max(1, len(sweeps))
+    figure = new_figure(max(1, len(rows)) * nb_columns, nb_columns, (min(4.8, max(2.4, 12.6 / nb_columns)), 3.0),
+                        sharex="row")
+    for ax, ((dataset, share), (label, (by_identity, _))) in zip(figure.axes, product(rows, sweeps.items())):
+        ax.set_title(f"{shorten(dataset, 32)}, share {share:g}\n{shorten(label, 40)}", parse_math=False)
+        for key, runs in by_identity.items():
+            if runs and key[:2] == (dataset, share):
+                histories = [run["val_accuracy_history"] for run in runs]
+                median, _, _ = _median_and_range(histories)
+                median_end = int(np.median([len(history) for history in histories]))
+                ax.plot(np.arange(1, len(median) + 1), median, **get_family_style(key[3]), linewidth=1.1,
+                        markevery=[median_end - 1], markersize=7.5, markeredgecolor="white", markeredgewidth=0.6,
+                        label=key[3])
+    label_axes(figure, "Epoch", "Validation accuracy\n(fraction of samples)")
+    names = [name for by_identity, _ in sweeps.values() for name in get_families_with_runs(by_identity)]
+    widths = ", ".join(map(str, dict.fromkeys(nb_neurons for _, nb_neurons in sweeps.values())))
+    add_legend(figure, f"{widths} neurons; medians over the runs, markers where half of them have stopped", [
+        Line2D([], [], **get_family_style(name), linewidth=1.1, markersize=7.5, label=shorten(name, 20))
+        for name in dict.fromkeys(names)])
+    return figure
+
+
+def _get_runs_with_histories(results, nb_neurons):
+    """{(dataset, share, nb_neurons, model_name): [run, ...]} for one number of neurons, and that number."""
+    by_identity, _ = get_runs(results)
+    if nb_neurons is None:
+        nb_neurons = next(iter(results["nb_neurons_list"]), None)
+    elif nb_neurons not in results["nb_neurons_list"]:
+        raise ValueError(f"the sweep has no {nb_neurons} neurons, but {results['nb_neurons_list']}")
+    return {key: [run for run in runs.values() if run["accuracy_history"] and run["val_accuracy_history"]]
+            for key, runs in by_identity.items() if key[2] == nb_neurons}, nb_neurons
 
 
 def _median_and_range(histories):
@@ -307,109 +273,50 @@ def _median_and_range(histories):
     return [np.ma.filled(statistic, math.nan) for statistic in statistics]
 
 
-def _new_figure(nb_panels, nb_columns, panel_size, **subplots_arguments):
-    nb_rows = math.ceil(nb_panels / nb_columns)
-    figure = ResultFigure(figsize=(max(6.4, panel_size[0] * nb_columns), panel_size[1] * nb_rows + 0.8),
-                          dpi=100, layout="constrained")
-    axes = figure.subplots(nb_rows, nb_columns, squeeze=False, **subplots_arguments).ravel()
-    for ax in axes[nb_panels:]:
-        ax.remove()
-    return figure, axes[:nb_panels]
+# ---- files ------------------------------------------------------------------------------------------------
+
+# What is added to the name of a file of results -> which figure of it that is.
+FIGURES = {"": plot_accuracy, "_differences": plot_differences, "_learning_curves": plot_learning_curves}
 
 
-def _set_parameter_axis(ax, sizes):
-    span = max(sizes) / min(sizes)
-    if span > 10:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 100 else (1,)))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+def draw_figures(results, path):
+    """Write the figures of results beside their file; the paths of the .png files, a .pdf beside each.
 
-
-def _label_axes(axes, nb_columns, x_label, y_label):
-    """Name the axes along the left and lower edges, in a size for small panels; mark panels without runs."""
-    for index, ax in enumerate(axes):
-        if index % nb_columns == 0:
-            ax.set_ylabel(y_label, fontsize=8)
-        if index + nb_columns >= len(axes):
-            ax.set_xlabel(x_label, fontsize=8)
-        ax.title.set_fontsize(8)
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.25)
-        if not ax.lines:
-            ax.text(0.5, 0.5, "no runs", transform=ax.transAxes, ha="center", va="center", color="#7f7f7f")
-            ax.tick_params(bottom=False, labelbottom=False)
-
-
-def _add_legend(figure, title, handles):
-    """Beneath all panels, where it covers no data."""
-    if handles:
-        nb_rows = math.ceil(len(handles) / int(figure.get_figwidth() / 1.5))
-        figure.legend(handles=handles, title=title, loc="outside lower center", fontsize=8, title_fontsize=8,
-                      ncols=math.ceil(len(handles) / nb_rows))
-
-
-# ---- the paper's question ---------------------------------------------------------------------------------
-
-def compare_with_dense(results, baseline="standard_nn", nb_resamples=10000, seed=0):
-    """Does a family test better than the dense net? One row (a dict) per dataset, share, neurons and family.
-
-    Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.
-
-    - dataset, share, nb_neurons, model_name, nb_pairs, nb_model_parameters
-    - difference_mean: mean over the pairs of the test accuracy minus the baseline's
-    - interval_low, interval_high: 95 % percentile bootstrap interval of that mean, NaN for fewer than two pairs
-    - parameter_ratio: to the baseline's
-    - verdict: "better" if the interval is above 0, "worse" if below, else "undecided", as without an interval
-
-    Each row draws from a fresh generator: it depends on its own runs and `seed` only. Mind that with few pairs the
-    interval is too narrow, and that among many verdicts some err. ValueError if the sweep has no such baseline.
+    Without a dense net there are no differences to it.
     """
-    by_identity, _ = _get_runs(results)
-    rows = []
-    for identity, runs in by_identity.items():
-        if identity[:3] + (baseline,) not in by_identity:
-            raise ValueError(f"the sweep has no family {baseline!r}, but {', '.join(results['model_names'])}")
-        if identity[3] == baseline:
-            continue
-        dense_runs = by_identity[identity[:3] + (baseline,)]
-        differences = np.array([run["test_accuracy"] - dense_runs[iteration]["test_accuracy"]
-                                for iteration, run in runs.items() if iteration in dense_runs])
-        low = high = math.nan
-        if len(differences) > 1:
-            generator = np.random.default_rng(seed)
-            resamples = generator.choice(differences, size=(nb_resamples, len(differences)))
-            low, high = np.percentile(resamples.mean(axis=1), [2.5, 97.5])
-        rows.append({
-            **dict(zip(IDENTITY, identity)),
-            "nb_pairs": len(differences),
-            "difference_mean": float(differences.mean()) if len(differences) else math.nan,
-            "interval_low": float(low),
-            "interval_high": float(high),
-            "nb_model_parameters": _get_nb_parameters(runs),
-            "parameter_ratio": _get_nb_parameters(runs) / _get_nb_parameters(dense_runs),
-            "verdict": "better" if low > 0 else "worse" if high < 0 else "undecided",
-        })
-    return rows
+    pictures = []
+    for suffix, plot in FIGURES.items():
+        if plot is not plot_differences or DENSE in results["model_names"]:
+            pictures.append(_get_picture_path(path, suffix))
+            save_figure(plot(results), pictures[-1])
+    return pictures
 
 
+def remove_figures(path):
+    """Remove what draw_figures has written for a file of results, as it is about to change."""
+    for suffix in FIGURES:
+        for ending in (".png", ".pdf"):
+            _get_picture_path(path, suffix).with_suffix(ending).unlink(missing_ok=True)
+
+
+def _get_picture_path(path, suffix):
+    return Path(path).with_name(f"{Path(path).stem}{suffix}.png")
+
+
+@prints_without_failing
 def main(arguments=None):
-    """Print the table and write both figures beside the pickle; returns the exit status."""
+    """Print the table and write the figures beside the pickle; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         print("usage: python plot_results.py [benchmark_result.p]", file=sys.stderr)
         return 2
-    path = Path(arguments[0] if arguments else "benchmark_result.p")
+    path = Path(arguments[0] if arguments else "benchmark_result.p").expanduser()
     try:
         results = load_results(path)
         print(format_summary_table(results))
-        for suffix, plot in (("", plot_accuracy), ("_learning_curves", plot_learning_curves)):
-            picture = path.with_name(f"{path.stem}{suffix}.png")
-            plot(results).savefig(picture, dpi=100)
-            print(f"wrote {picture}")
-    except (OSError, ValueError) as error:
+        for picture in draw_figures(results, path):
+            print(f"wrote {picture} and .pdf")
+    except Exception as error:  # matplotlib raises any, e.g. without the LaTeX that a user's settings ask for
         print(f"plot_results.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

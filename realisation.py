@@ -22,6 +22,8 @@ from itertools import accumulate
 import torch
 from torch.nn import functional
 
+from checks import to_matrix
+
 # draw_state_matrices: what realised matrices were found to be like, for n = 25 .. 300 and d = 1 .. 8. Entries off the
 # diagonal have 1 - exp(-VARIANCE_FACTOR (d/n)^VARIANCE_EXPONENT) times the variance of the Glorot-uniform ones, and it
 # falls by a factor e within n^FALL_EXPONENT entries from the diagonal.
@@ -77,14 +79,14 @@ def get_padded_positions(dims):
 def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None):
     """The truncated balanced realisation of a matrix; exact if no Hankel block has a rank above statespace_dim.
 
-    :param matrix: tensor (outputs, inputs)
+    :param matrix: tensor, array or lists (outputs, inputs)
     :param input_dims, output_dims: [inputs of stage k], [outputs of stage k]; their sums are the matrix's sizes
     :param hankel_svds: function like get_hankel_svds, which is the default
     :return: {name: tensor} with A, E (K, d, d), B, F (K, d, m), C, G (K, p, d), D (K, p, m), zero-padded to the largest
         state d and the largest numbers m and p of inputs and outputs of a stage; float64 on the CPU
     """
     hankel_svds = hankel_svds or get_hankel_svds
-    matrix = matrix.detach().double().cpu()
+    matrix = to_matrix(matrix).double().cpu()
     causal = get_state_dims(input_dims, output_dims, statespace_dim)
     anticausal = get_state_dims(output_dims, input_dims, statespace_dim)
     d = max(causal + anticausal)
@@ -124,12 +126,12 @@ def _realise_causal_part(T, input_dims, output_dims, state_dims, d, hankel_svds)
 def hankel_singular_values(matrix, input_dims=None, output_dims=None):
     """Which statespace_dim does a matrix need? Its realisation drops all but the first statespace_dim of each row here.
 
-    :param matrix: tensor (outputs, inputs)
+    :param matrix: tensor, array or lists (outputs, inputs)
     :param input_dims, output_dims: see realise; None: those of a SemiseparableLayer with inputoutput_dim 1
     :return: the singular values of the causal and of the anticausal Hankel blocks at k = 1 .. K-1, descending, two
         tensors (K - 1, r), zero-padded; float64 on the CPU
     """
-    matrix = matrix.detach().double().cpu()
+    matrix = to_matrix(matrix).double().cpu()
     if input_dims is None:
         input_dims, output_dims = get_stage_dims(matrix.shape[1], matrix.shape[0], 1)
     with _one_thread_on_the_cpu():

@@ -31,7 +31,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from checks import check_choice, check_features, check_finite, check_positive_integers
+from checks import check_choice, check_features, check_finite, check_positive_integers, to_matrix, to_tensor
 from realisation import (INITIALISATIONS, get_padded_positions, get_random_glorot_uniform_matrix,  # noqa: F401
                          get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise)
 from standardmodels import ConvNet, FeedForwardNet
@@ -117,22 +117,19 @@ class SemiseparableLayer(nn.Module):
         before k, and the other way round; hankel_singular_values of realisation.py tells how close. About O(n³ d)
         operations where the singular values are distinct, else O(n⁴).
 
-        :param matrix: tensor or array (n', n), row i the weights of output i; its floating-point dtype and its device
-            become those of the layer
+        :param matrix: tensor, array or lists (n', n), row i the weights of output i; its floating-point dtype and its
+            device become those of the layer
         :param bias: (n',); zero if None; a layer without bias if False
-        :raises ValueError: no matrix, a bias of another size, or entries that are complex, NaN or infinite
+        :raises ValueError: no matrix, a bias of another size, or entries that are no real and finite numbers
         """
-        matrix = torch.as_tensor(matrix).detach()
-        if matrix.dim() != 2:
-            raise ValueError(f"matrix must have two dimensions, got shape {tuple(matrix.shape)}")
-        check_finite(matrix=matrix)
+        has_dtype, matrix = hasattr(matrix, "dtype"), to_matrix(matrix)  # lists have none
         output_size, input_size = matrix.shape
         layer = cls(input_size, statespace_dim, inputoutput_dim, output_size=output_size, bias=bias is not False,
                     initialisation="zeros", device=matrix.device,
-                    dtype=matrix.dtype if matrix.is_floating_point() else None)
+                    dtype=matrix.dtype if has_dtype and matrix.is_floating_point() else None)
         values = realise(matrix, layer.input_dims, layer.output_dims, statespace_dim)
         if bias is not None and bias is not False:
-            values["bias"] = torch.as_tensor(bias).detach()
+            values["bias"] = to_tensor("bias", bias)
             if values["bias"].shape != (output_size,):
                 raise ValueError(f"bias must have shape ({output_size},), got {tuple(values['bias'].shape)}")
             check_finite(bias=values["bias"])
@@ -211,7 +208,7 @@ class SemiseparableLayer(nn.Module):
         plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         y = (_apply_chunks if plain else _ApplyChunks.apply)(u, A, B, C, D, E, F, G, bias)
         return y.index_select(1, self._output_index) if self._output_index is not None else (
-            y[:, :self.output_size].contiguous())
+            y[..., :self.output_size].contiguous())
 
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
@@ -229,7 +226,7 @@ class SemiseparableLayer(nn.Module):
 def _spread(values, index, size):
     """Values (.., n) at the given places of zeros (.., size), the first ones if index is None."""
     if index is not None:
-        return values.new_zeros(*values.shape[:-1], size).index_copy(-1, index, values)
+        return values.new_zeros(*values.shape[:-1], size).index_copy_(-1, index, values)
     return functional.pad(values, (0, size - values.shape[-1])) if size > values.shape[-1] else values
 
 
@@ -237,14 +234,14 @@ def _recursion(u, A, B, C, D, E, F, G):
     """The equations above for K stages: inputs u_k (inputs of stage k, batch) -> outputs (all outputs, batch)."""
     x = u[0].new_zeros(A[0].shape[-1], u[0].shape[-1])
     z = u[0].new_zeros(E[-1].shape[-1], u[0].shape[-1])
-    y = [None] * len(u)
+    y_causal, y_anticausal = [], []
     for k in range(len(u)):
-        y[k] = C[k] @ x + D[k] @ u[k]
+        y_causal.append(C[k] @ x + D[k] @ u[k])
         x = A[k] @ x + B[k] @ u[k]
     for k in reversed(range(len(u))):
-        y[k] = y[k] + G[k] @ z
+        y_anticausal.append(G[k] @ z)
         z = E[k] @ z + F[k] @ u[k]
-    return torch.cat(y)
+    return torch.cat(y_causal) + torch.cat(y_anticausal[::-1])
 
 
 # ---- steps 1 and 2: stage matrices, merged into those of the chunks ----

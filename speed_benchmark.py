@@ -35,8 +35,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmark_results import get_environment, get_kept_path, save_results
-from checks import check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters
+from benchmark_results import get_environment, save_in_the_end
+from checks import (check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters,
+                    check_seed)
+from console import prints_without_failing
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
@@ -108,11 +110,11 @@ def check_hyperparameters():
         if hyperparameters[name] is not None or name not in ("largest_dense_n", "nb_threads"):
             check_positive_integers(**{name: hyperparameters[name]})
     check_integers(warm_up=warm_up)
+    check_seed(seed)
     check_finite_numbers(min_measuring_time=min_measuring_time)
-    if not (warm_up >= 0 and min_measuring_time >= 0 and 0 <= seed < 2 ** 32 and nb_neurons_list and batch_sizes
-            and len(memory_case) in (0, 2)):
-        raise ValueError("warm_up, min_measuring_time and seed must be 0 or more, seed below 2 ** 32, nb_neurons_list "
-                         "and batch_sizes not empty, memory_case [n, batch size]")
+    if not (min(warm_up, min_measuring_time) >= 0 and nb_neurons_list and batch_sizes and len(memory_case) in (0, 2)):
+        raise ValueError("warm_up and min_measuring_time must be 0 or more, nb_neurons_list and batch_sizes not empty, "
+                         "memory_case [n, batch size]")
     for name in memory_layers + epoch_layers:
         if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", str(name)):
             raise ValueError(f"memory_layers and epoch_layers are standard_nn, rank_1, ss_1_dim, ..., got {name!r}")
@@ -395,20 +397,22 @@ def plot_speed(result):
     return figure
 
 
+@prints_without_failing
 def main():
-    """Measure, print, save and draw; the exit status: 0, or 2 if a hyperparameter is out of range."""
+    """Measure, print, save and draw; the exit status: 0, or 2 for a hyperparameter or a file that does not work."""
     try:
         hyperparameters = check_hyperparameters()
-    except (ValueError, OSError) as problem:
+    except ValueError as problem:
         print(f"speed_benchmark.py: {problem}", file=sys.stderr)
         return 2
-    result = measure(hyperparameters)
+    result, path = measure(hyperparameters), FOLDER / result_file
     print(format_table(result["rows"]), format_further_measurements(result), sep="\n\n")
-    path = FOLDER / result_file
-    if path.exists():
-        os.replace(path, get_kept_path(path))
-    save_results(result, path)
-    plot_speed(result).savefig(path.with_suffix(".png"), dpi=100)
+    try:
+        save_in_the_end(result, path, keep_old=True)
+        plot_speed(result).savefig(path.with_suffix(".png"), dpi=100)
+    except Exception as problem:  # the result is safe, whatever it is
+        print(f"speed_benchmark.py: {problem}", file=sys.stderr)
+        return 2
     return 0
 
 

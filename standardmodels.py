@@ -35,11 +35,15 @@ class FeedForwardNet(nn.Module):
         self.output_layer = nn.Linear(hidden_layer_size, output_size, device=device, dtype=dtype)
 
     def forward(self, X):
+        return torch.softmax(self.scores(X), dim=-1)
+
+    def scores(self, X):
+        """What the softmax is applied to, (..., output_size)."""
         check_features(X, self.input_size, get_weight_dtype(self.input_layer))
         h = torch.relu(self.input_layer(X))
         for hidden_layer in self.hidden_layers:
             h = torch.relu(hidden_layer(h))
-        return torch.softmax(self.output_layer(h), dim=-1)
+        return self.output_layer(h)
 
 
 class ConvFeatureExtractorBase(nn.Module):
@@ -99,6 +103,10 @@ class ConvNet(nn.Module):
 
     def forward(self, X):
         return self.vector_net(self.feature_extractor(X))
+
+    def scores(self, X):
+        """What the softmax is applied to, (..., output_size)."""
+        return self.vector_net.scores(self.feature_extractor(X))
 
 
 class StandardFFNN(FeedForwardNet):

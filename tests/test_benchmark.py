@@ -20,6 +20,8 @@ import benchmark
 from benchmark_results import Run, load_results
 from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data,
                       load_pendigits_data)
+from model_training import get_loss_and_accuracy, train_model
+from plot_results import draw_figures
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATASETS = PROJECT.parent / "shared" / "datasets"
@@ -32,7 +34,12 @@ TINY_SWEEP = dict(
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """A function that runs benchmark.main() on a tiny sweep in tmp_path, with the hyperparameters that it is given."""
+    """A function that runs benchmark.main() on a tiny sweep in tmp_path, with the hyperparameters that it is given.
+
+    It draws no figures, which would take longer than the sweep.
+    """
+    monkeypatch.setattr(benchmark, "draw_figures", lambda results, path: None)
+
     def run(**hyperparameters):
         for name, value in {**TINY_SWEEP, "result_file": tmp_path / "benchmark_result.p", **hyperparameters}.items():
             monkeypatch.setattr(benchmark, name, value)
@@ -77,6 +84,20 @@ def test_results_do_not_depend_on_the_number_of_jobs(sweep, results, reference):
     assert results() == reference
 
 
+def test_results_do_not_depend_on_the_form_of_the_arrays_or_on_the_number_of_jobs_that_read_them(
+        sweep, results, reference, tmp_path, monkeypatch):
+    def load_other_form(datasets_folder):
+        (X_train, y_train), (X_test, y_test) = load_digits_data()
+        X_test = np.asfortranarray(X_test[::-1])[::-1]
+        return (X_train.astype(">f8"), y_train.astype(">i2")), (X_test, y_test.astype(np.uint8))
+
+    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
+    for nb_jobs in (1, 2):
+        file = f"{nb_jobs}.p"
+        assert sweep(dataset_loading_functions=[load_other_form], nb_jobs=nb_jobs, result_file=tmp_path / file) == 0
+        assert results(file) == reference
+
+
 def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
     seeds, samples = [], {}
 
@@ -103,6 +124,22 @@ def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
     assert np.array_equal(np.sort(data[0].sum(1)), np.sort(unshuffled.sum(1)))
 
 
+@pytest.mark.parametrize("switches", [dict(standardise_inputs=True), dict(softmax_twice=False)])
+def test_a_run_with_another_switch_is_trained_and_tested_with_it(switches):
+    hyperparameters = benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **TINY_SWEEP, **switches})
+    data = benchmark.load_shuffled_data("digits", load_digits_data, hyperparameters)
+    run = Run("digits", 0.1, "ss_2_dim", 6, 0)
+    torch.manual_seed(benchmark.derive_seed(0, *run))
+    net = benchmark.make_net(run, (64,), 10, hyperparameters)
+    losses, *_ = train_model(net, data[0][:143], data[1][:143], 1e-3, 100000, min_number_training_epochs=0,
+                             max_number_training_epochs=3, seed=benchmark.derive_seed(0, "digits", 0.1, 0), **switches)
+    test_loss, test_accuracy = get_loss_and_accuracy(
+        net, *data[2:], softmax_twice=switches.get("softmax_twice", True))
+    result = benchmark.train_run(run, data, hyperparameters)
+    assert result["training_loss_history"] == losses
+    assert (result["test_loss"], result["test_accuracy"]) == (test_loss, test_accuracy)
+
+
 def test_equal_hyperparameters_of_other_types_are_the_same_plain_data(monkeypatch):
     def checked(**hyperparameters):
         return benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **hyperparameters})
@@ -116,14 +153,23 @@ def test_equal_hyperparameters_of_other_types_are_the_same_plain_data(monkeypatc
     assert repr(checked(**other)) == repr(checked(**plain))
 
 
+def test_a_sweep_with_hyperparameters_of_other_types_goes_on_with_the_same_runs(sweep, results, reference, capsys):
+    other = dict(seed=np.int64(0), nb_neurons_list=np.array([6]), training_set_shares=(np.float64(0.05),),
+                 model_names=np.array(["standard_nn", "ss_2_dim", "rank_1"]), nb_iterations=np.int32(2))
+    assert sweep(**other, nb_jobs=np.int64(1)) == 0
+    assert results() == reference
+    assert sweep() == 0
+    assert "complete: all 6 runs are there\n" in capsys.readouterr().out
+
+
 def test_results_have_all_documented_keys(sweep, tmp_path):
     sweep()
     results = load_results(tmp_path / "benchmark_result.p")  # which loads nothing but plain data
     assert set(results) == {
         "dataset_names", "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", "learning_rate",
         "batch_size", "use_Adam", "patience", "min_accuracy_improvement", "min_number_training_epochs",
-        "max_number_training_epochs", "nb_hidden_layers", "inputoutput_dim", "initialisation", "seed",
-        "datasets_folder", "device", "nb_jobs",
+        "max_number_training_epochs", "standardise_inputs", "softmax_twice", "nb_hidden_layers", "inputoutput_dim",
+        "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
         "nb_threads_per_run", "joblib_backend", "dask_scheduler_address", "environment", "failures", "digits"}
     run = results["digits"][0.05]["ss_2_dim"][6][1]
     assert set(run) == {"training_loss_history", "accuracy_history", "val_accuracy_history", "test_loss",
@@ -138,7 +184,8 @@ def test_hyperparameters_are_those_of_the_block_and_have_the_papers_values():
     assert hyperparameters.items() >= dict(
         nb_iterations=5, nb_neurons_list=[50], training_set_shares=[0.1], patience=20, min_accuracy_improvement=5e-4,
         batch_size=100000, learning_rate=1e-3, min_number_training_epochs=200, max_number_training_epochs=None,
-        nb_hidden_layers=2, inputoutput_dim=1, initialisation="realisation", model_names=MODEL_NAMES).items()
+        standardise_inputs=False, softmax_twice=True, nb_hidden_layers=2, inputoutput_dim=1,
+        initialisation="realisation", model_names=MODEL_NAMES).items()
 
 
 def test_hyperparameters_of_any_type_reach_the_check(tmp_path):
@@ -151,7 +198,7 @@ nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cp
     (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
     process = subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, text=True, capture_output=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists of them, ")
+    assert process.stderr.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists of")
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")
@@ -175,6 +222,50 @@ def test_a_family_is_named_by_its_state_dimension_and_nets_by_depth_and_stage_si
             if name.startswith("ss"):
                 assert {(layer.statespace_dim, layer.inputoutput_dim) for layer in hidden_layers} == {
                     (int(name.split("_")[1]), 2)}
+
+
+# ---- data sets of one's own ----
+
+def load_own_data(datasets_folder):
+    (X, y), test = load_digits_data()
+    return (X + 1, y), test
+
+
+def test_a_function_in_another_file_suffices_for_a_data_set_also_in_processes(sweep, results, tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text("""
+import numpy as np
+def load_stripes_data(datasets_folder):
+    images = np.load(datasets_folder / "stripes.npy")
+    return (images[:30], [0, 1] * 15), (images[30:], [1, 0])
+""")
+    stripes = np.random.default_rng(0).integers(255, size=(32, 2, 27, 27), dtype=np.uint8)
+    np.save(tmp_path / "stripes.npy", stripes)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = dict(dataset_loading_functions=[importlib.import_module("my_data").load_stripes_data],
+               datasets_folder=tmp_path, training_set_shares=[1])
+    assert sweep(**own, result_file=tmp_path / "one.p") == 0 == sweep(**own, nb_jobs=2)
+    assert results() == results("one.p") and len(results()["stripes"][1.0]["ss_2_dim"][6]) == 2
+
+
+def test_unusable_arrays_fail_the_data_set_once_before_any_training(sweep, results, capsys):
+    def load_float_labels_data(datasets_folder):
+        (X, y), test = load_digits_data()
+        return (X, y + 0.), test
+
+    assert sweep(dataset_loading_functions=[load_float_labels_data]) == 1
+    failure, = results()["failures"]
+    assert failure["dataset"] == "float_labels" and "y_train must hold integers, got " in failure["reason"]
+    assert capsys.readouterr().err.count("y_train must") == 1
+
+
+def test_a_data_set_that_is_named_like_another_entry_of_the_results_is_refused(sweep, tmp_path, capsys):
+    for name in ("seed", "failures"):
+        def load(datasets_folder):
+            raise NotImplementedError
+        load.__name__ = f"load_{name}_data"
+        assert sweep(dataset_loading_functions=[load]) == 2
+        assert f"a data set cannot be named {name}" in capsys.readouterr().err
+    assert not (tmp_path / "benchmark_result.p").exists()
 
 
 # ---- interruptions ----
@@ -220,27 +311,25 @@ def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
                         "min_number_training_epochs": 100, "dataset_loading_functions": "[load_digits_data]"}.items():
         code = re.sub(rf"^{name} = .*", f"{name} = {value}", code, flags=re.MULTILINE)
     (tmp_path / "benchmark.py").write_text(code, encoding="utf-8")
+    (tmp_path / "benchmark_result.png").touch()
     process = start("benchmark.py", tmp_path)
     path = tmp_path / "benchmark_result.p"
     while nb_finished_runs(path) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    assert not (tmp_path / "benchmark_result.png").exists()  # that of an earlier sweep
+    (tmp_path / "benchmark_result_differences.pdf").touch()  # somebody draws them in the meantime
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate()  # returns when all who could write there have ended
     assert process.returncode == 130
     assert "continues the sweep" in errors and "Traceback" not in errors
     assert nb_finished_runs(path) >= 3
+    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.pdf")]  # figures would be older than the file
 
 
 def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
-        sweep, results, tmp_path, monkeypatch, reference, capsys):
-    def load_other_data(datasets_folder):
-        (X, y), test = load_digits_data()
-        return (X + 1, y), test
-
-    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function",
-                        {load_digits_data: "digits", load_other_data: "other"}.__getitem__)
-    larger = dict(dataset_loading_functions=[load_other_data, load_digits_data], nb_iterations=3,
+        sweep, results, tmp_path, reference, capsys):
+    larger = dict(dataset_loading_functions=[load_own_data, load_digits_data], nb_iterations=3,
                   nb_neurons_list=[4, 6], training_set_shares=[0.1, 0.05],
                   model_names=["ss_1_dim", "standard_nn", "ss_2_dim", "rank_1"])
     sweep()
@@ -251,19 +340,64 @@ def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
     assert extended == results("fresh.p")
     # A run is the same whatever else is in the sweep.
     assert extended["digits"][0.05]["rank_1"][6][0] == reference["digits"][0.05]["rank_1"][6][0]
-    assert extended["other"][0.05]["rank_1"][6][0] != reference["digits"][0.05]["rank_1"][6][0]
+    assert extended["own"][0.05]["rank_1"][6][0] != reference["digits"][0.05]["rank_1"][6][0]
 
 
-def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(sweep, results, monkeypatch, capsys):
+def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs_are_done_again(
+        sweep, results, tmp_path, reference, capsys):
+    sweep(dataset_loading_functions=[load_own_data, load_digits_data])
+    before = results()
+    sweep(dataset_loading_functions=[load_own_data, load_digits_data], datasets_folder=tmp_path)
+    assert "complete: all 12 runs are there\n" in capsys.readouterr().out and results()["own"] == before["own"]
+
+    def load_changed_data(datasets_folder):
+        return load_digits_data()
+
+    load_changed_data.__name__ = "load_own_data"
+    sweep(dataset_loading_functions=[load_changed_data, load_digits_data])
+    out = capsys.readouterr().out
+    assert "6 of 12 runs are there, 6 to do; the data of own have changed" in out and "complete" not in out
+    kept, = tmp_path.glob("benchmark_result_*.p")
+    assert kept.name in out and results(kept.name)["own"] == before["own"]
+    assert results()["digits"] == reference["digits"] and results()["own"] != before["own"]
+
+
+def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, capsys):
     sweep()
     before = results()
-    monkeypatch.setattr(benchmark, "load_shuffled_data", None)  # would fail if called
-    monkeypatch.setattr(benchmark, "plot_accuracy", lambda results: 1 / 0)
+
+    def load_digits_data(datasets_folder):
+        raise FileNotFoundError("gone\nfor good")
+
+    capsys.readouterr()
+    assert sweep(dataset_loading_functions=[load_digits_data]) == 0
+    assert results() == before
+    assert ("complete: all 6 runs are there; whether the data of digits are still the same is unknown "
+            "(FileNotFoundError: gone)\n") in capsys.readouterr().out
+
+
+def test_figures_are_drawn_from_the_file_that_is_there_in_the_end(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "draw_figures", draw_figures)
+    stale = [tmp_path / f"benchmark_result{suffix}.png" for suffix in ("", "_differences", "_learning_curves")]
+    for picture in stale:
+        picture.touch()
+    assert sweep() == 0
+    for picture in (path.with_suffix(ending) for path in stale for ending in (".png", ".pdf")):
+        assert picture.stat().st_size
+        assert picture.stat().st_mtime_ns >= (tmp_path / "benchmark_result.p").stat().st_mtime_ns
+
+
+def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(
+        sweep, results, tmp_path, monkeypatch, capsys):
+    sweep()
+    before = results()
+    monkeypatch.setattr(benchmark, "make_runs", None)  # would fail if called
+    monkeypatch.setattr(benchmark, "draw_figures", lambda results, path: 1 / 0)
     capsys.readouterr()
     assert sweep() == 0
     captured = capsys.readouterr()
     assert "complete" in captured.out and "standard_nn" in captured.out and results() == before
-    assert "no figure: ZeroDivisionError" in captured.err
+    assert "not all figures: ZeroDivisionError" in captured.err and not (tmp_path / "benchmark_result.png").exists()
 
 
 def test_a_second_benchmark_ends_at_once_and_leaves_the_first_alone(sweep, tmp_path, capsys):
@@ -292,15 +426,15 @@ def test_a_dataset_that_cannot_be_loaded_and_a_share_without_samples_are_recorde
 
 
 def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypatch, capsys, reference):
-    train_run = benchmark.train_run
+    make_net = benchmark.make_net
 
-    def fail_once(run, data, hyperparameters):
+    def fail_once(run, *arguments):
         if run.model_name == "ss_2_dim":
             raise RuntimeError("cosmic ray")
-        return train_run(run, data, hyperparameters)
+        return make_net(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "train_run", fail_once)
+        patch.setattr(benchmark, "make_net", fail_once)
         assert sweep() == 1
     assert results()["failures"] == [dict(dataset="digits", share=0.05, model_name="ss_2_dim", nb_neurons=6,
                                           iteration=i, reason="RuntimeError: cosmic ray") for i in range(2)]
@@ -310,18 +444,23 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
 
 
 @pytest.mark.parametrize("hyperparameters, message", [
-    (dict(dataset_loading_functions=[np.load]), "unknown data set loading function load"),
+    (dict(dataset_loading_functions=[np.load]), "a data set needs a function named like load_digits_data"),
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
-    (dict(result_file=None), "result_file must be the name of a file"), (dict(result_file="r.png"), "got 'r.png'"),
+    (dict(result_file=None), "result_file must be the name of a file"),
+    (dict(result_file="r.png"), "does not end in .png or .pdf, got 'r.png'"),
+    (dict(result_file="r.pdf"), "got 'r.pdf'"),
     (dict(inputoutput_dim=4), "inputoutput_dim 4 does not divide 6 neurons"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
     (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be a positive integer, got 0"),
     (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
     (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
     (dict(seed=0.5), "seed must be an integer, got 0.5"),
+    (dict(seed=torch.Generator()), "seed must be"),
     (dict(use_Adam="no"), "use_Adam must be one of True, False, got 'no'"),
+    (dict(standardise_inputs="no"), "standardise_inputs must be one of True, False, got 'no'"),
+    (dict(softmax_twice=2), "softmax_twice must be one of True, False, got 2"),
     (dict(device="gpu"), "got 'gpu'"),
 ])
 def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import benchmark_results
-from benchmark_results import ResultsFile, Run, get_environment, load_results, save_results
+from benchmark_results import ResultsFile, Run, load_results, lock_results, save_in_the_end, save_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 HYPERPARAMETERS = dict(dataset_names=["digits"], training_set_shares=[0.1], model_names=["rank_1"], nb_neurons_list=[5],
@@ -24,13 +24,18 @@ class CallsOsSystem:
         return os.system, ("touch executed",)
 
 
-def open_file(path, environment=None, **changes):
-    return ResultsFile(path, {**HYPERPARAMETERS, **changes}, environment or {"source_digest": "1"})
+def open_file(path, environment={"torch": "2"}, code="1", data="1", **changes):
+    """code and data: digests, one for all or {family or data set: digest}"""
+    hyperparameters = {**HYPERPARAMETERS, **changes}
+    code_digests = {name: code if isinstance(code, str) else code[name] for name in hyperparameters["model_names"]}
+    return ResultsFile(path, hyperparameters, environment, code_digests,
+                       lambda dataset: data if isinstance(data, str) else data[dataset])
 
 
-def finished_file(path, **changes):
-    file = open_file(path, **changes)
+def finished_file(path, data="1", **changes):
+    file = open_file(path, data=data, **changes)
     for run in file.missing_runs:
+        file.record_data_digest(run.dataset, data if isinstance(data, str) else data[run.dataset])
         file.add(run, {"test_accuracy": run.iteration / 10})
     file.close()
     return file
@@ -120,6 +125,7 @@ def test_saves_that_are_slow_become_rare(path, monkeypatch):
 
 def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path):
     file = open_file(path)
+    file.record_data_digest("digits", "1")
     file.add(RUN, {"test_accuracy": 0.5})
     file.add_failure("out of luck", *RUN[:4], 1)
     file.close()
@@ -131,15 +137,16 @@ def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path)
     assert again.results == load_results(path) == {
         **HYPERPARAMETERS, "nb_jobs": 1, "nb_iterations": 4, "failures": [],
         "digits": {0.1: {"rank_1": {5: {0: {"test_accuracy": 0.5}}}}},
-        "environment": {"source_digest": "1", "resumed": [{"source_digest": "1"}]}}
+        "environment": {"torch": "2", "code_digests": {"rank_1": "1"}, "data_digests": {"digits": "1"},
+                        "resumed": [{"torch": "2"}]}}
 
 
 @pytest.mark.parametrize("change, reason", [
     (dict(seed=1), "seed was 0, is 1"), (dict(nb_iterations=2), "nb_iterations was 3"),
     (dict(nb_neurons_list=[6]), "nb_neurons_list lacks 5"), (dict(dataset_names=["b"]), "dataset_names lacks digits"),
     (dict(new_hyperparameter=1), "new_hyperparameter was None, is 1"),
-    (dict(environment={"source_digest": "2"}), "the source files have changed"),
-    (dict(environment={"source_digest": "1", "torch": "9"}), "another version of torch")])
+    (dict(environment={"torch": "9"}), "another version of torch"),
+    (dict(code="2"), "the code has changed"), (dict(data="2"), "the data of digits have changed")])
 def test_another_sweep_keeps_the_old_file_and_starts_afresh(change, reason, path):
     old = finished_file(path)
     new = open_file(path, **change)
@@ -147,6 +154,55 @@ def test_another_sweep_keeps_the_old_file_and_starts_afresh(change, reason, path
     assert reason in new.message and len(new.missing_runs) == len(new.runs)
     kept, = kept_files(path)
     assert load_results(kept) == old.results
+
+
+TWO_DATASETS = dict(dataset_names=["digits", "own"], model_names=["rank_1", "ss_1_dim"], nb_iterations=1)
+
+
+@pytest.mark.parametrize("change, reason, lost", [
+    (dict(data={"digits": "1", "own": "2"}), "the data of own have changed", ("own", None)),
+    (dict(code={"rank_1": "2", "ss_1_dim": "1"}), "the code of rank_1 has changed", (None, "rank_1"))])
+def test_changed_data_or_code_of_a_family_cost_only_the_runs_made_with_them(change, reason, lost, path):
+    old = finished_file(path, **TWO_DATASETS)
+    new = open_file(path, **TWO_DATASETS, **change)
+    new.close()
+    assert new.message.startswith("resuming: 2 of 4 runs are there, 2 to do; " + reason)
+    assert new.missing_runs == [run for run in new.runs if run.dataset == lost[0] or run.model_name == lost[1]]
+    kept, = kept_files(path)
+    assert kept.name in new.message and load_results(kept) == old.results
+    assert finished_file(path, **TWO_DATASETS, **change).missing_runs == []
+    again = open_file(path, **TWO_DATASETS, **change)
+    again.close()
+    assert again.message == "complete: all 4 runs are there" and kept_files(path) == [kept]
+
+
+def test_added_families_and_data_sets_need_no_digests_in_the_old_file(path):
+    finished_file(path, nb_iterations=1)
+    larger = open_file(path, **TWO_DATASETS)
+    larger.close()
+    assert "1 of 4 runs are there" in larger.message and not kept_files(path)
+    assert larger.results["environment"]["code_digests"] == {"rank_1": "1", "ss_1_dim": "1"}
+
+
+def test_runs_whose_data_cannot_be_loaded_any_more_are_kept_and_others_are_refused(path):
+    finished_file(path)
+    file = open_file(path, data={}, nb_iterations=4)
+    assert "3 of 4 runs are there" in file.message and not kept_files(path)
+    assert file.message.endswith("whether the data of digits are still the same is unknown (KeyError: 'digits')")
+    file.record_data_digest("digits", "1")
+    with pytest.raises(ValueError, match="the data are others than those of the runs that are there"):
+        file.record_data_digest("digits", "2")
+    file.close()
+
+
+def test_a_file_of_an_earlier_version_without_digests_is_kept(path):
+    results = finished_file(path).results
+    old = {**results, "environment": {"torch": "2", "source_digest": "1"}}
+    save_results(old, path)
+    new = open_file(path)
+    new.close()
+    assert "starting afresh" in new.message and "an earlier version wrote it" in new.message
+    assert load_results(*kept_files(path)) == old and len(new.missing_runs) == 3
 
 
 def test_kept_files_do_not_replace_each_other(path):
@@ -159,7 +215,7 @@ def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_co
     old = finished_file(path)
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     for other_path in (path, path.with_name("new.p")):
-        with pytest.raises(OSError, match="0.0 MB left"):
+        with pytest.raises(OSError, match="1 kB left, but the results of 3 runs may need 60 kB"):
             open_file(other_path, seed=1)
     assert load_results(path) == old.results and len(list(path.parent.iterdir())) == 1
     assert "complete" in finished_file(path).message
@@ -186,13 +242,65 @@ def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch):
     assert load_results(path)["digits"][0.1]["rank_1"][5] == {}
 
 
-def test_the_digest_of_the_source_leaves_out_the_hyperparameters(tmp_path):
-    script = tmp_path / "script.py"
+def test_a_file_that_cannot_be_replaced_for_a_moment_is_replaced_then(path, monkeypatch):
+    refused, replace = set(), os.replace
 
-    def digest(hyperparameters, code):
-        script.write_text(f"import this\n\n# ====\n{hyperparameters}\n# ====\n{code}\n")
-        return get_environment("cpu", [script])["source_digest"]
+    def refuse_once(source, target):
+        if len(refused) < 3:
+            refused.add(len(refused))
+            raise PermissionError(errno.EACCES, "a virus scanner reads it")
+        replace(source, target)
 
-    assert digest("seed = 0", "run()") == digest("seed = 1", "run()") != digest("seed = 0", "run(2)")
-    _, block, code = (PROJECT / "benchmark.py").read_text(encoding="utf-8").split("\n# ====", 2)
-    assert "\nseed = 0" in block and "MODEL_FAMILIES" in code
+    finished_file(path, seed=1)
+    for name in ("first save", "last save"):
+        refused.clear()
+        with monkeypatch.context() as patch:
+            if name == "first save":
+                patch.setattr(benchmark_results.os, "replace", refuse_once)
+            file = open_file(path)  # keeps the old one
+            patch.setattr(benchmark_results.os, "replace", refuse_once)
+            file.add(RUN, {"test_accuracy": 0.5})
+            file.close()
+        assert len(refused) == 3 and load_results(path) == file.results
+
+
+def test_results_that_cannot_take_their_place_in_the_end_are_elsewhere_and_an_older_file_stays(path, monkeypatch):
+    path.write_bytes(b"old")
+    replace = os.replace
+
+    def refuse_there(source, target):
+        if path.parent in Path(target).parents:
+            raise PermissionError(errno.EACCES, "somebody has it open")
+        replace(source, target)
+
+    monkeypatch.setattr(benchmark_results.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(benchmark_results.os, "replace", refuse_there)
+    with pytest.raises(OSError, match="somebody has it open.*all results are in ") as caught:
+        save_in_the_end({"a": 1}, path, keep_old=True)
+    assert pickle.loads(Path(str(caught.value).split("all results are in ")[1]).read_bytes()) == {"a": 1}
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_named_and_two_sweeps_still_exclude_each_other(code, path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl", reason="no such file systems on Windows")
+
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with lock_results(path):
+            assert f"{path} has no locks" in capsys.readouterr().err
+            with pytest.raises(ValueError, match="another benchmark.py is .* delete .*in_use"), lock_results(path):
+                pass
+
+
+def test_one_sweep_after_the_other_has_the_lock_and_other_problems_with_it_are_not_taken_for_another(path, monkeypatch):
+    for _ in range(2):
+        with lock_results(path):
+            with pytest.raises(ValueError, match="another benchmark.py is writing"), lock_results(path):
+                pass
+    monkeypatch.setattr("fcntl.flock", lambda *arguments: os.stat("no_such_file"))
+    with pytest.raises(FileNotFoundError, match="no_such_file"), lock_results(path):
+        pass

@@ -39,6 +39,9 @@ def make_data(nb_samples=40, nb_features=5):
     return (rng.normal(size=(nb_samples, nb_features)) + y[:, None]).astype(np.float32), y
 
 
+SAMPLES, LABELS = make_data()
+
+
 def make_net(make=StandardTHLFFNN, hidden_layer_size=6, seed=0, **kwargs):
     torch.manual_seed(seed)
     return make(5, NB_CLASSES, hidden_layer_size, **kwargs)
@@ -58,8 +61,9 @@ def train(net=None, data=None, **settings):
 # ---- the protocol ----
 
 def plain_training(model, X, y, learning_rate=1e-3, batch_size=1000, use_Adam=True, min_accuracy_improvement=5e-4,
-                   patience=10, min_number_training_epochs=200, *, max_number_training_epochs=math.inf, seed):
-    """What train_model does, one thing after the other."""
+                   patience=10, min_number_training_epochs=200, *, max_number_training_epochs=math.inf,
+                   softmax_twice=True, seed):
+    """What train_model does, one thing after the other; X is standardised already if it is to be."""
     X_train, X_val, y_train, y_val = train_test_split(X, y, test_size=0.15, random_state=seed)
     dtype = next(model.parameters()).dtype
     X_train, X_val = torch.tensor(X_train, dtype=dtype), torch.tensor(X_val, dtype=dtype)
@@ -67,16 +71,17 @@ def plain_training(model, X, y, learning_rate=1e-3, batch_size=1000, use_Adam=Tr
     optimizer = (torch.optim.Adam if use_Adam else torch.optim.SGD)(model.parameters(), lr=learning_rate)
     shuffles = torch.Generator().manual_seed(seed)
     losses, accuracies, val_accuracies = [], [], []
+    get_loss = functional.cross_entropy if softmax_twice else lambda p, y: -p[range(len(y)), y].log().mean()
     while True:
         model.train()
         for batch in torch.randperm(len(X_train), generator=shuffles).split(int(batch_size)):
             optimizer.zero_grad()
-            functional.cross_entropy(model(X_train[batch]), y_train[batch]).backward()
+            get_loss(model(X_train[batch]), y_train[batch]).backward()
             optimizer.step()
         model.eval()
         with torch.no_grad():
             y_pred, y_val_pred = model(X_train), model(X_val)
-        losses.append(functional.cross_entropy(y_pred, y_train).item())
+        losses.append(get_loss(y_pred, y_train).item())
         accuracies.append((y_pred.argmax(1) == y_train).double().mean().item())
         val_accuracies.append((y_val_pred.argmax(1) == y_val).double().mean().item())
         nb_epochs = len(losses)
@@ -197,7 +202,8 @@ def test_same_seed_gives_the_same_histories_and_weights_bit_for_bit(make):
         net = make_net(make)
         return train(net, seed=seed, batch_size=8), net.state_dict()
 
-    (histories, weights), (same_histories, same_weights), (other_histories, other_weights) = run(1), run(1), run(2)
+    seeds = 1, np.uint8(1), 2
+    (histories, weights), (same_histories, same_weights), (other_histories, other_weights) = map(run, seeds)
     assert histories == same_histories and histories[0] != other_histories[0]
     assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
     assert not torch.equal(weights["input_layer.weight"], other_weights["input_layer.weight"])
@@ -223,13 +229,18 @@ def test_global_generators_matter_without_a_seed_only():
     lambda X, y: (X.astype(np.float64), y.astype(np.uint8)), lambda X, y: (X.astype(np.int64), y.astype(np.int32)),
     lambda X, y: (np.broadcast_to(X, X.shape), y), lambda X, y: (X.astype(bool), y),
     lambda X, y: (np.asfortranarray(X), y.tolist()), lambda X, y: (X.tolist(), torch.from_numpy(y)),
-    lambda X, y: (torch.from_numpy(X).double(), y)])
+    lambda X, y: (torch.from_numpy(X).double(), y), lambda X, y: (X.astype(">f8"), y.astype(">u2")),
+    lambda X, y: (X[::-1, ::-1].copy()[::-1, ::-1], y[::-1].copy()[::-1]),
+    lambda X, y: (X.astype(np.float16), y.astype(np.int8)),
+    lambda X, y: (nn.Parameter(torch.from_numpy(X)), torch.from_numpy(y).int())])
 def test_data_of_any_real_dtype_trains_alike_and_is_left_alone(convert):
     X, y = np.random.default_rng(0).integers(2, size=(40, 5)).astype(np.float32), make_data()[1]
     converted = convert(X, y)
     before = copy.deepcopy(converted)
     assert train(data=converted) == train(data=(X, y))
-    assert all(np.array_equal(data, copied) for data, copied in zip(converted, before))
+    assert get_loss_and_accuracy(make_net(), *converted) == get_loss_and_accuracy(make_net(), X, y)
+    with torch.no_grad():
+        assert all(np.array_equal(data, copied) for data, copied in zip(converted, before))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -303,9 +314,6 @@ def test_shared_parameters_count_once_and_buffers_never():
 
 # ---- samples, labels and hyperparameters that do not fit ----
 
-SAMPLES, LABELS = make_data()
-
-
 @pytest.mark.parametrize("X, y, message", [
     (SAMPLES, LABELS + 1, "labels must be 0 .. 2, one per output of the model, got 1 .. 3"),
     (SAMPLES, LABELS - 1, "got -1 .. 1"), (SAMPLES, LABELS.astype(float), "float64"), (SAMPLES, LABELS > 0, "bool"),
@@ -313,6 +321,7 @@ SAMPLES, LABELS = make_data()
     (np.where(SAMPLES == SAMPLES[7, 2], np.nan, SAMPLES), LABELS, "1 of 40 samples"),
     (np.where(SAMPLES == SAMPLES[39, 0], -np.inf, SAMPLES), LABELS, "the first is sample 39"),
     (np.where(SAMPLES == SAMPLES[7, 2], 1e39, SAMPLES.astype(float)), LABELS, "sample 7"),  # infinite in float32
+    (SAMPLES.astype(str), LABELS, "samples must be real"), (SAMPLES, LABELS.astype(object), "labels must be real"),
     (SAMPLES[:0], LABELS[:0], "no samples"), (SAMPLES[:, :4], LABELS, "4)"), (SAMPLES[:, 0], LABELS, "(40,)")])
 def test_samples_and_labels_that_do_not_fit_are_named(X, y, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -333,7 +342,8 @@ def test_what_does_not_fit_is_named_before_training_changes_anything(data, setti
 @pytest.mark.parametrize("name, value", [
     ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", math.nan), ("batch_size", 0), ("patience", 0),
     ("min_number_training_epochs", -1), ("min_number_training_epochs", math.nan), ("max_number_training_epochs", 0),
-    ("min_accuracy_improvement", math.nan)])
+    ("min_accuracy_improvement", math.nan), ("use_Adam", "no"), ("standardise_inputs", None),
+    ("softmax_twice", "yes"), ("seed", 0.0), ("seed", "0"), ("seed", True), ("seed", -1)])
 def test_hyperparameters_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{re.escape(repr(value))}"):
         train(**{name: value})

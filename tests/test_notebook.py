@@ -61,13 +61,13 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
     pictures = [base64.b64decode(output.data["image/png"]) for output in outputs
                 if "image/png" in output.get("data", {})]
     widths = [int.from_bytes(picture[16:20], "big") for picture in pictures if picture[:4] == b"\x89PNG"]
-    assert len(widths) == 2 and min(widths) > 600  # each figure once, at its full size
+    assert len(widths) == 3 and min(widths) > 600  # each figure once, at its full size
 
     answers = texts[1].splitlines()
     assert answers[0] == "digits, share 0.1, 50 neurons: better than the dense net: ss_2_dim"
     assert answers[2].split() == [
-        "ss_2_dim", "+0.125", "[+0.125,", "+0.125]", "better", "over", "5", "pairs,", "1500", "parameters,",
-        "1.50", "times", "the", "dense", "net's"]
+        "ss_2_dim", "+0.125", "[+0.125,", "+0.125]", "better", "(p", "=", "0.000)", "over", "5", "pairs,", "1500",
+        "parameters,", "1.50", "times", "the", "dense", "net's"]
     assert answers[6] == "mnist, share 0.1, 50 neurons: better than the dense net: no SSS dimension"
     assert len(answers) == 12 and "rank_1" not in texts[1]
     assert texts[2] == f"{sys.prefix}\n"

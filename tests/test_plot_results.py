@@ -1,4 +1,4 @@
-"""plot_results.py: table, figures and comparison on results as sweeps leave them, complete or not."""
+"""plot_results.py: figures of results as sweeps leave them, complete or not."""
 import io
 import itertools
 import math
@@ -7,166 +7,59 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from scipy import stats
 
 import plot_results
-from plot_results import (compare_with_dense, format_summary_table, get_family_style, plot_accuracy,
-                          plot_learning_curves, summary_table)
+from figure_parts import ResultFigure, set_parameter_axis
+from plot_results import (compare_with_dense, draw_figures, format_summary_table, get_family_style, plot_accuracy,
+                          plot_differences, plot_learning_curves, plot_validation_curves, remove_figures, save_figure)
+from sweep_results import NAN, SIZES, make_results, make_run, set_accuracies
 
 PROJECT = Path(plot_results.__file__).resolve().parent
-SIZES = {"standard_nn": 3910, "ss_1_dim": 1752, "ss_2_dim": 2220, "ss_3_dim": 2848, "ss_4_dim": 3620,
-         "ss_5_dim": 4520, "rank_1": 1510}
-NAN = math.nan
 
 
-def make_run(test_accuracy, size=100, history=(0.1, 0.3, 0.5, 0.7), val_history=(0.1, 0.2, 0.3, 0.4)):
-    return {"accuracy_history": list(history), "val_accuracy_history": list(val_history),
-            "test_accuracy": test_accuracy, "nb_model_parameters": size}
+def get_points(ax, model_name):
+    """[[x, mean], ...] in the order in which a line joins them, their bars {x: (low, high)}, dashes [[x, y], ...]."""
+    color = get_family_style(model_name)["color"]
+    line, = [line for line in ax.lines if line.get_label() == model_name]
+    assert to_hex(line.get_color()) == color and line.get_linestyle() == "-"
+    bars = [segment.tolist() for container in ax.containers for segment in container[2][0].get_segments()
+            if to_hex(container[2][0].get_color()[0]) == color]
+    dashes = [xy for line in ax.lines if line.get_marker() == "_" and line.get_color() == color
+              and line.get_linestyle() == "None" and line.get_alpha() for xy in line.get_xydata().tolist()]
+    return line.get_xydata().tolist(), {ends[0][0]: (ends[0][1], ends[1][1]) for ends in bars if ends}, dashes
 
 
-def make_results(datasets=("digits",), shares=(0.1,), neurons=(50,), models=tuple(SIZES), nb_iterations=3):
-    """A complete sweep; every run has another accuracy."""
-    results = {"dataset_names": list(datasets), "training_set_shares": list(shares), "nb_neurons_list": list(neurons),
-               "model_names": list(models), "nb_iterations": nb_iterations, "failures": []}
-    accuracies = (0.4 + 0.5 * (0.618 * i % 1) for i in itertools.count(1))
-    for dataset in datasets:
-        results[dataset] = {share: {model: {h: {
-            iteration: make_run(next(accuracies), size=SIZES.get(model, 1000) * h // 50)
-            for iteration in range(nb_iterations)} for h in neurons} for model in models} for share in shares}
-    return results
-
-
-def make_failure(reason, **where):
-    return {**dict.fromkeys(("dataset", "share", "model_name", "nb_neurons", "iteration")), **where, "reason": reason}
-
-
-def set_accuracies(results, **accuracies):
-    """Give families of the first block these test accuracies, one run each."""
-    block = results[results["dataset_names"][0]][results["training_set_shares"][0]]
-    for model, values in accuracies.items():
-        block[model] = {results["nb_neurons_list"][0]: {
-            i: make_run(value, size=SIZES.get(model, 1000)) for i, value in enumerate(values)}}
-
-
-# ---- the table ----
-
-@pytest.mark.filterwarnings("error")
-def test_summary_equals_hand_computed_numbers():
-    results = make_results(models=["standard_nn", "ss_1_dim"])
-    results["digits"][0.1] = {"ss_1_dim": {50: {1: make_run(0.3)}}, "standard_nn": {50: {
-        0: make_run(0.5, 77, [0.1] * 3), 1: make_run(0.7, 77, [0.1] * 4), 2: make_run(0.9, 77, [0.1] * 8)}}}
-    standard, ss_1 = summary_table(results)
-    assert standard == {
-        "dataset": "digits", "share": 0.1, "model_name": "standard_nn", "nb_neurons": 50, "nb_model_parameters": 77,
-        "nb_runs": 3, "nb_failures": 0, "epochs_mean": 5.0, "test_accuracy_mean": pytest.approx(0.7),
-        "test_accuracy_sd": pytest.approx(0.2), "best": True}
-    assert math.isnan(ss_1["test_accuracy_sd"])
-
-
-def test_rows_are_plain_data_in_the_order_of_the_sweep():
-    axes = ["b", "a"], [0.5, 0.1], [20, 10], ["rank_1", "standard_nn"]
-    rows = summary_table(make_results(*axes))
-    assert [tuple(row.values())[:4] for row in rows] == list(itertools.product(*axes))
-    assert {type(value) for row in rows for value in row.values()} == {str, int, float, bool}
-
-
-def test_failed_iterations_are_counted_once_and_only_where_they_failed():
-    results = make_results(["digits", "mnist"], [0.1, 0.5], models=["standard_nn", "ss_1_dim"])
-    del results["mnist"], results["digits"][0.5], results["digits"][0.1]["ss_1_dim"][50][2]
-    run = dict(dataset="digits", share=0.1, nb_neurons=50)
-    results["failures"] = [
-        make_failure("", dataset="mnist"), make_failure("", dataset="digits", share=0.5, model_name="ss_1_dim"),
-        *[make_failure("", **run, model_name="ss_1_dim", iteration=2)] * 2,
-        make_failure("", **run, model_name="standard_nn", iteration=0)]  # has succeeded since
-    assert [(row["nb_runs"], row["nb_failures"]) for row in summary_table(results)] == [
-        (3, 0), (2, 1), (0, 0), (0, 3), *[(0, 3)] * 4]
-
-
-def test_the_table_as_text():
-    results = make_results(["digits", "mnist", "cifar10"], models=["standard_nn", "ss_1_dim", "rank_1"])
-    del results["cifar10"], results["mnist"][0.1]["ss_1_dim"]
-    results["mnist"][0.1].update(standard_nn={50: {1: make_run(0.99)}}, no_runs={50: {}},
-                                 unnamed={50: {0: make_run(0.2), 2: make_run(0.3)}})
-    # A run without a finite accuracy enters no mean; equal means are both best.
-    set_accuracies(results, standard_nn=[0.5, NAN, 0.75], ss_1_dim=[0.625], rank_1=[NAN, math.inf])
-    results["failures"] = [make_failure("no\n network", dataset="cifar10")]
-    assert format_summary_table(results) == """\
-digits, share 0.1, 50 neurons
-  model        parameters    runs  failed    epochs  test accuracy
-  standard_nn        3910       2       1       4.0  0.625 ± 0.177 *
-  ss_1_dim           1752       1       0       4.0  0.625 *
-  rank_1                -       0       2         -  -
-
-mnist, share 0.1, 50 neurons
-  model        parameters    runs  failed    epochs  test accuracy
-  standard_nn         100       1       0       4.0  0.990 *
-  ss_1_dim              -       0       0         -  -
-  rank_1             1510       3       0       4.0  0.653 ± 0.191
-  unnamed             100       2       0       4.0  0.250 ± 0.071
-
-cifar10, share 0.1, 50 neurons
-  no runs, 9 failed
-
-test accuracy: mean ± sd over runs, * highest mean of its block
-
-failures: 4
-  3 times, first in digits, share 0.1, neurons 50, standard_nn, iteration 1: test accuracy is not
-    finite
-  cifar10: no network"""
-
-
-def test_the_table_is_at_most_100_columns_wide_whatever_the_values():
-    datasets, share, nb_neurons = ["data" * 50, "data" * 50 + "x"], 1e-300 / 3, 123456789012
-    results = make_results(datasets, [share], [nb_neurons], ["family" * 30, "standard_nn"])
-    for by_neurons in results[datasets[1]][share].values():
-        by_neurons[nb_neurons] = {i: make_run(1e100 * (i + 1), size=10**18) for i in range(3)}
-    results["failures"] = [
-        make_failure("word" * 500, dataset=datasets[0], share=share, model_name="family" * 30, nb_neurons=nb_neurons,
-                     iteration=10**20), make_failure("several\nlines\tof words " * 200)]
-    lines = format_summary_table(results).splitlines()
-    assert 80 < max(map(len, lines)) <= 100
-    assert len(lines) <= 30  # reasons of 2,000 characters are cut short
-    for part in ("± 1.0e+100 *", "wordword", "several lines of"):
-        assert any(part in line for line in lines)
-    assert len({line for line in lines if line.endswith("neurons")}) == 2  # names that differ at their end stay apart
-
-
-def test_failures_are_counted_by_reason_the_most_frequent_first_and_many_reasons_cut_short():
-    results = make_results()
-    assert "failures" not in format_summary_table(results)
-    results["failures"] = [make_failure("no network", dataset="mnist")]
-    results["failures"] += [make_failure("killed", dataset="digits", model_name="ss_1_dim", iteration=i)
-                            for i in range(500)]
-    results["failures"] += [make_failure(f"reason {i}") for i in range(30)]
-    lines = format_summary_table(results).splitlines()
-    assert lines[lines.index("failures: 531") + 1:] == [
-        "  500 times, first in digits, ss_1_dim, iteration 0: killed", "  mnist: no network",
-        *(f"  the whole sweep: reason {i}" for i in range(8)), "  22 more for 22 other reasons"]
-
-
-def test_foreign_data_is_named_as_such():
-    for function in (summary_table, format_summary_table, plot_accuracy, plot_learning_curves, compare_with_dense):
-        for foreign in ({"dataset_names": []}, None):
-            with pytest.raises(ValueError, match="not the result of a sweep"):
-                function(foreign)
-
-
-# ---- the figures ----
-
-def get_lines(ax, model_name):
-    """The dashes of the single runs and the line of the means of one family."""
-    runs, means = [line for line in ax.lines if line.get_label() == model_name]
-    assert runs.get_linestyle() == "None" and runs.get_marker() == "_"
-    return runs, means
+def get_markers(ax, model_name):
+    """{(x, y): is it filled?} of the markers of a family."""
+    style = get_family_style(model_name)
+    return {tuple(xy): to_hex(line.get_markerfacecolor()) == style["color"] for line in ax.lines
+            if line.get_marker() == style["marker"] and line.get_color() == style["color"]
+            for xy in line.get_xydata().tolist()}
 
 
 def get_texts(parent):
     return [text.get_text() for text in parent.texts]
 
 
-def test_accuracy_panel_shows_every_run_and_connects_the_means_in_order_of_size():
+def get_label_positions(ax):
+    """{(text, colour): xy} of what is written at markers."""
+    return {(text.get_text(), to_hex(text.get_color())): tuple(text.xy) for text in ax.texts}
+
+
+def test_foreign_data_is_named_as_such():
+    for function in (plot_accuracy, plot_differences, plot_learning_curves, lambda foreign: plot_validation_curves(
+            {"good": make_results(nb_iterations=1), "bad": foreign})):
+        for foreign in ({"dataset_names": []}, None):
+            with pytest.raises(ValueError, match="not the result of a sweep"):
+                function(foreign)
+
+
+def test_accuracy_panel_shows_runs_means_and_their_intervals_joined_in_order_of_size_with_the_number_of_neurons():
     models = [*SIZES, "my_own"]
     results = make_results(neurons=[500, 10, 50], models=models)
     figure = plot_accuracy(results)
@@ -174,20 +67,113 @@ def test_accuracy_panel_shows_every_run_and_connects_the_means_in_order_of_size(
     assert ax.get_xlabel() == "Model parameters (count)" and ax.get_xscale() == "log"
     assert ax.get_ylabel() == "Test accuracy\n(fraction of samples)"
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    assert get_texts(legend) == models
+    assert get_texts(legend) == models and legend.get_title().get_text().endswith("; numbers: neurons")
     for model_name, handle in zip(models, legend.legend_handles):
-        points = [[run["nb_model_parameters"], run["test_accuracy"]]
-                  for by_iteration in results["digits"][0.1][model_name].values() for run in by_iteration.values()]
-        runs, means = get_lines(ax, model_name)
-        assert runs.get_xydata().tolist() == points
-        assert means.get_xydata().ravel() == pytest.approx(np.mean(  # of the widths 10, 50 and 500
-            [points[3:6], points[6:9], points[0:3]], axis=1).ravel())
-        assert means.get_linestyle() == "-"
+        runs = {h: [(run["nb_model_parameters"], run["test_accuracy"]) for run in by_iteration.values()]
+                for h, by_iteration in results["digits"][0.1][model_name].items()}
+        line, bars, dashes = get_points(ax, model_name)
+        assert [tuple(xy) for xy in dashes] == [xy for h in (500, 10, 50) for xy in runs[h]]
+        assert np.ravel(line) == pytest.approx(np.ravel([np.mean(runs[h], axis=0) for h in (10, 50, 500)]))
+        for (size, _), accuracies in ((runs[h][0], [accuracy for _, accuracy in runs[h]]) for h in runs):
+            assert bars[size] == pytest.approx(
+                stats.t.interval(0.95, 2, np.mean(accuracies), stats.sem(accuracies)))
         style = get_family_style(model_name)
-        assert {to_hex(artist.get_color()) for artist in (runs, means, handle)} == {style["color"]}
-        assert means.get_marker() == handle.get_marker() == style["marker"]
-        assert runs.get_markersize() > means.get_markersize()  # so that no run hides behind a mean
-        assert all(left < size < right and bottom < accuracy < top for size, accuracy in points)
+        assert get_markers(ax, model_name) == {tuple(xy): True for xy in line}
+        assert to_hex(handle.get_color()) == style["color"] and handle.get_marker() == style["marker"]
+        labels = get_label_positions(ax)
+        assert [labels[str(h), style["color"]] for h in (10, 50, 500)] == [tuple(xy) for xy in line]
+        assert all(left < size < right and bottom < accuracy < top for size, accuracy in dashes)
+
+
+def test_the_dense_net_of_one_width_is_a_line_across_the_panel_and_the_width_is_in_the_legend():
+    results = make_results(models=["standard_nn", "ss_1_dim"])
+    set_accuracies(results, standard_nn=[0.5, 0.75], ss_1_dim=[0.5])
+    figure = plot_accuracy(results)
+    across = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1]]
+    assert [list(line.get_ydata()) for line in across] == [[0.625, 0.625]]
+    assert get_texts(figure.axes[0]) == [] and "; 50 neurons" in figure.legends[0].get_title().get_text()
+    results = make_results(models=["standard_nn", "ss_1_dim"], neurons=[50, 100])
+    assert not [line for line in plot_accuracy(results).axes[0].lines if list(line.get_xdata()) == [0, 1]]
+
+
+@pytest.mark.parametrize("span", [1.001, 1.5, 3.9, 4.1, 6.2, 9.9, 10.1, 30, 99, 101, 1e5])
+def test_the_parameter_axis_has_at_least_two_ticks_and_is_logarithmic_from_a_factor_of_four_on(span):
+    for smallest in (100, 130, 190, 270, 430, 610, 890):
+        ax = ResultFigure().subplots()
+        sizes = [smallest, smallest * span]
+        ax.plot(sizes, [1, 1])
+        set_parameter_axis(ax, sizes, "{x:g}")
+        assert ax.get_xscale() == ("log" if span > 4 else "linear")
+        left, right = ax.get_xlim()
+        assert 2 <= sum(left <= tick <= right for tick in ax.get_xticks()) <= 7
+
+
+def test_accuracy_of_the_families_asked_for():
+    figure = plot_accuracy(make_results(), ["standard_nn", "ss_2_dim"])
+    assert get_texts(figure.legends[0]) == ["standard_nn", "ss_2_dim"]
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+
+
+def test_panels_of_a_row_have_one_vertical_axis_with_room_for_all_their_runs():
+    results = make_results(["a", "b"], [0.1, 1.0])
+    for dataset in "ab":
+        for share in (0.1, 1.0):
+            results[dataset][share]["ss_1_dim"][50][0]["test_accuracy"] = {"a": 1.0, "b": 0.1}[dataset] * share
+    for plot, nb_columns in ((plot_accuracy, 2), (plot_differences, 2), (plot_learning_curves, 7)):
+        axes = plot(results).axes
+        shared = axes[0].get_shared_y_axes()
+        assert [shared.joined(axes[0], ax) for ax in axes] == [
+            index < nb_columns for index in range(len(axes))]
+    limits = [ax.get_ylim() for ax in plot_accuracy(results).axes]
+    assert limits[0] == limits[1] and limits[2] == limits[3]
+    assert limits[0][0] < 0.1 and limits[0][1] > 1.0 and limits[2][0] < 0.01 and limits[2][1] < 1.0
+
+
+def test_differences_show_the_rows_of_the_comparison_each_width_against_the_dense_net_of_its_own():
+    results = make_results(neurons=[100, 20], models=["standard_nn", "ss_1_dim", "ss_2_dim"], nb_iterations=6)
+    for i in range(6):
+        results["digits"][0.1]["ss_1_dim"][20][i] = make_run(
+            results["digits"][0.1]["standard_nn"][20][i]["test_accuracy"] + 0.3 + 0.01 * i, size=900)
+        results["digits"][0.1]["ss_2_dim"][20][i]["nb_model_parameters"] = 800
+    figure = plot_differences(results)
+    ax, = figure.axes
+    assert ax.get_xlabel() == "Model parameters (ratio to the dense net)"
+    assert ax.get_ylabel() == "Test accuracy minus\nthe dense net's"
+    assert [0, 0] in [list(line.get_ydata()) for line in ax.lines if list(line.get_xdata()) == [0, 1]]
+    assert get_markers(ax, "standard_nn") == {(1, 0): True}
+    rows = compare_with_dense(results)
+    assert {row["verdict"] for row in rows} == {"better", "worse", "undecided"}
+    labels = get_label_positions(ax)
+    for row in rows:
+        xy = row["parameter_ratio"], row["difference_mean"]
+        line, bars, _ = get_points(ax, row["model_name"])
+        assert list(xy) in line and line == sorted(line)
+        assert bars[xy[0]] == pytest.approx((row["interval_low"], row["interval_high"]))
+        assert get_markers(ax, row["model_name"])[xy] == (row["verdict"] != "undecided")
+        assert labels[str(row["nb_neurons"]), get_family_style(row["model_name"])["color"]] == xy
+        assert ax.get_ylim()[0] < row["interval_low"] and row["interval_high"] < ax.get_ylim()[1]
+    assert get_texts(figure.legends[0]) == ["standard_nn", "ss_1_dim", "ss_2_dim"]
+    with pytest.raises(ValueError, match="'standard_nn'"):
+        plot_differences(make_results(models=["rank_1"]))
+
+
+def test_differences_of_less_than_five_pairs_have_no_bar():
+    for nb_pairs, nb_bars in ((4, 0), (5, 1)):
+        figure = plot_differences(make_results(models=["standard_nn", "ss_1_dim"], nb_iterations=nb_pairs))
+        assert len(get_points(figure.axes[0], "ss_1_dim")[1]) == nb_bars
+        assert ("no bar: less than" in figure.legends[0].get_title().get_text().replace("\n", " ")) == (nb_bars == 0)
+
+
+def test_a_family_far_from_all_others_is_written_at_the_edge_and_leaves_the_scale_to_them():
+    results = make_results()
+    accuracies = {name: [0.8 + 0.01 * ((i * d) % 5) for i in range(6)] for d, name in enumerate(SIZES, start=1)}
+    set_accuracies(results, **{**accuracies, "rank_1": [accuracy - 0.5 for accuracy in accuracies["standard_nn"]]})
+    ax, = plot_differences(results).axes
+    low, high = ax.get_ylim()
+    assert -0.1 < low < -0.01 and 0.01 < high < 0.1
+    assert get_texts(ax) == ["−0.50↓"]
+    (x, y), = get_markers(ax, "rank_1")
+    assert x == pytest.approx(1510 / 3910) and y == 0.05  # of the panel's height
 
 
 @pytest.mark.parametrize("nb_datasets, shares, nb_columns", [
@@ -212,8 +198,10 @@ def test_missing_families_and_nans_are_left_out_of_the_figures():
         del results[dataset][0.1]["ss_4_dim"]
     set_accuracies(results, ss_1_dim=[0.4, NAN, 0.6], ss_2_dim=[NAN, NAN, NAN])
     figure = plot_accuracy(results)
-    assert [list(line.get_ydata()) for line in get_lines(figure.axes[0], "ss_1_dim")] == [[0.4, 0.6], [0.5]]
-    assert {line.get_label() for line in figure.axes[0].lines} == {"standard_nn", "ss_1_dim", "ss_3_dim", "ss_5_dim"}
+    line, bars, dashes = get_points(figure.axes[0], "ss_1_dim")
+    assert [line, dashes] == [[[1752, 0.5]], [[1752, 0.4], [1752, 0.6]]]
+    assert {line.get_color() for line in figure.axes[0].lines} == {
+        get_family_style(name)["color"] for name in ("standard_nn", "ss_1_dim", "ss_3_dim", "ss_5_dim")}
     columns = [name for name in SIZES if name != "ss_4_dim"]
     assert get_texts(figure.legends[0]) == columns
 
@@ -226,10 +214,12 @@ def test_missing_families_and_nans_are_left_out_of_the_figures():
 
 
 def test_a_sweep_without_any_run_still_gives_table_and_figures():
+    plot_validation_curves({}).savefig(io.BytesIO())
     for datasets, nb_panels in ((["digits", "mnist"], 2), ([], 1)):
         results = {**make_results(datasets), **dict.fromkeys(datasets, {})}
         assert format_summary_table(results).endswith("no runs")
-        for figure in (plot_accuracy(results), plot_learning_curves(results)):
+        for figure in (plot_accuracy(results), plot_differences(results), plot_learning_curves(results),
+                       plot_validation_curves({"": results})):
             assert [get_texts(ax) for ax in figure.axes] == [["no runs"]] * nb_panels
             figure.savefig(io.BytesIO())
 
@@ -301,7 +291,31 @@ def test_styles_are_distinct_and_do_not_depend_on_the_process():
     assert get_family_style("my_own") == {"color": "#56b4e9", "marker": "h"}  # by hash() it would vary
 
 
-@pytest.mark.parametrize("plot, nb_datasets", [(plot_accuracy, 1), (plot_accuracy, 12), (plot_learning_curves, 2)])
+def test_validation_curves_of_two_sweeps_are_medians_with_a_marker_where_half_of_the_runs_have_stopped():
+    results = make_results(models=["standard_nn", "ss_1_dim"])
+    results["digits"][0.1]["ss_1_dim"][50] = {
+        0: make_run(0.5, val_history=[0.1, 0.2]), 1: make_run(0.5, val_history=[0.2, 0.3, 0.4]),
+        2: make_run(0.5, val_history=[0.3, 0.4, 0.5, 0.6])}
+    other = make_results(["digits", "mnist"], neurons=[20], models=["rank_1"])
+    figure = plot_validation_curves({"the paper's": results, "scaled": other})
+    axes = figure.axes
+    assert [ax.get_title() for ax in axes] == [f"{dataset}, share 0.1\n{label}" for dataset in ("digits", "mnist")
+                                               for label in ("the paper's", "scaled")]
+    assert [[line.get_label() for line in ax.lines] for ax in axes] == [
+        ["standard_nn", "ss_1_dim"], ["rank_1"], [], ["rank_1"]]
+    curve = axes[0].lines[1]
+    assert list(curve.get_xdata()) == [1, 2, 3, 4] and curve.get_ydata() == pytest.approx([0.2, 0.3, 0.4, 0.4])
+    assert curve.get_markevery() == [2] and curve.get_marker() == get_family_style("ss_1_dim")["marker"]
+    assert axes[0].get_shared_y_axes().joined(*axes[:2]) and axes[0].get_shared_x_axes().joined(*axes[:2])
+    assert get_texts(figure.legends[0]) == ["standard_nn", "ss_1_dim", "rank_1"]
+    assert figure.legends[0].get_title().get_text().startswith("50, 20 neurons; medians")
+    with pytest.raises(ValueError, match="no 30 neurons"):
+        plot_validation_curves({"a": results}, nb_neurons=30)
+
+
+@pytest.mark.parametrize("plot, nb_datasets", [
+    (plot_accuracy, 1), (plot_accuracy, 12), (plot_differences, 12), (plot_learning_curves, 2),
+    (lambda results: plot_validation_curves({"a long label" * 9: results, "$x^{": results}), 2)])
 def test_long_titles_and_the_legend_overlap_nothing_and_are_neither_formulas_nor_cut_off(plot, nb_datasets):
     datasets = [f"$x^{{$_a_dataset_with_a_rather_long_name_{i}" for i in range(nb_datasets)]
     figure = plot(make_results(datasets, models=[*SIZES, "a_family_with_a_name_much_longer_than_all_others"]))
@@ -317,52 +331,38 @@ def test_long_titles_and_the_legend_overlap_nothing_and_are_neither_formulas_nor
         assert len(inside) >= 2 and all(a[1] < b[0] for a, b in zip(inside, inside[1:]))
 
 
-# ---- the paper's question ----
+# ---- files and the command line ----
 
-def test_differences_are_paired_over_the_common_iterations():
-    results = make_results(models=["standard_nn", "ss_1_dim", "ss_2_dim", "ss_3_dim", "ss_4_dim"])
-    set_accuracies(results, standard_nn=[0.5, 0.6, NAN], ss_1_dim=[0.7, 0.65, 0.1, 0.2], ss_2_dim=[0.1], ss_3_dim=[NAN],
-                   ss_4_dim=[0.4, 0.5])
-    ss_1, *rows = compare_with_dense(results)
-    # Two pairs, 0.2 and 0.05: a resample has mean 0.05, 0.125 or 0.2 with probability 1/4, 1/2 and 1/4.
-    assert ss_1 == {
-        "dataset": "digits", "share": 0.1, "nb_neurons": 50, "model_name": "ss_1_dim", "nb_pairs": 2,
-        "difference_mean": pytest.approx(0.125), "interval_low": pytest.approx(0.05),
-        "interval_high": pytest.approx(0.2), "nb_model_parameters": 1752,
-        "parameter_ratio": pytest.approx(1752 / 3910), "verdict": "better"}
-    assert [(row["nb_pairs"], row["verdict"]) for row in rows] == [(1, "undecided"), (0, "undecided"), (2, "worse")]
-    numbers = [[row["difference_mean"], row["interval_low"], row["interval_high"]] for row in rows]
-    assert np.ravel(numbers) == pytest.approx([-0.4, NAN, NAN, NAN, NAN, NAN, -0.1, -0.1, -0.1], nan_ok=True)
-    rows = compare_with_dense(results, baseline="ss_1_dim")
-    assert [row["verdict"] for row in rows] == ["worse", "undecided", "undecided", "worse"]
-    with pytest.raises(ValueError, match="'dense'.*standard_nn"):
-        compare_with_dense(results, baseline="dense")
+def test_a_figure_is_saved_as_png_and_pdf_with_text_and_the_same_bytes_every_time(tmp_path):
+    for name in ("first.png", "second.png"):
+        save_figure(plot_accuracy(make_results()), tmp_path / name)
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("first", "second"))
+        assert first == second and first.startswith(start)
+    assert b"/FontFile2" in first and b"/Type3" not in first  # TrueType
+    assert not {b"CreationDate", b"Matplotlib"} & {*first.replace(b"/", b" ").split()}
 
 
-def test_the_interval_is_that_of_all_resamples():
-    differences = [0.11, -0.02, 0.05, -0.07, 0.01]
-    results = make_results(models=["standard_nn", "ss_1_dim"])
-    set_accuracies(results, standard_nn=[0.5] * 5, ss_1_dim=[0.5 + difference for difference in differences])
-    (row,) = compare_with_dense(results)
-    means = [np.mean(resample) for resample in itertools.product(differences, repeat=5)]
-    assert [row["interval_low"], row["interval_high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.004)
-    assert row["verdict"] == "undecided"
+def test_figures_are_drawn_and_removed_beside_their_file_and_nothing_else_is(tmp_path):
+    others = {"a.p", "a.pickle.png", "a_other.png", "b.png"}
+    for name in others:
+        (tmp_path / name).touch()
+    drawn = draw_figures(make_results(models=["standard_nn", "ss_1_dim"]), tmp_path / "a.p")
+    names = ["a.png", "a_differences.png", "a_learning_curves.png"]
+    assert [path.name for path in drawn] == names
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {*others, *names, "a.pdf", "a_differences.pdf", "a_learning_curves.pdf"}
+    remove_figures(tmp_path / "a.p")
+    assert {path.name for path in tmp_path.iterdir()} == others
+    remove_figures(tmp_path / "a.p")  # nothing is there
+    drawn = draw_figures(make_results(models=["ss_1_dim"]), tmp_path / "a.p")  # without a dense net
+    assert [path.name for path in drawn] == ["a.png", "a_learning_curves.png"]
 
 
-def test_intervals_are_reproducible_and_independent_of_the_rest_of_the_sweep():
-    results = make_results(["a", "b"], nb_iterations=6)
-    rows = compare_with_dense(results)
-    assert rows == compare_with_dense(results) != compare_with_dense(results, seed=1)
-    results["dataset_names"], results["model_names"] = ["b"], ["standard_nn", "rank_1"]
-    results["b"][0.1] = {name: results["b"][0.1][name] for name in results["model_names"]}
-    assert compare_with_dense(results) == [rows[-1]]
-
-
-# ---- the command line ----
-
-def test_the_script_prints_the_table_and_writes_both_figures_beside_the_pickle_without_torch_or_pyplot(tmp_path):
+def test_the_script_prints_the_table_and_writes_the_figures_beside_the_pickle_without_torch_or_pyplot(tmp_path):
+    results = make_results(models=["standard_nn", "rank_1"])
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/sweep.p").write_bytes(pickle.dumps(make_results()))
+    (tmp_path / "folder/sweep.p").write_bytes(pickle.dumps(results))
     script = f"""
 import runpy, sys
 sys.path.insert(0, {str(PROJECT)!r})
@@ -377,11 +377,11 @@ finally:
 """
     finished = subprocess.run([sys.executable, "-X", "utf8", "-c", script], capture_output=True, encoding="utf-8",
                               cwd=tmp_path)
-    pictures = [Path("folder/sweep.png"), Path("folder/sweep_learning_curves.png")]
+    pictures = [Path(f"folder/sweep{suffix}.png") for suffix in ("", "_differences", "_learning_curves")]
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout.splitlines() == [
-        *format_summary_table(make_results()).splitlines(), *(f"wrote {picture}" for picture in pictures)]
-    assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+        *format_summary_table(results).splitlines(), *(f"wrote {picture} and .pdf" for picture in pictures)]
+    assert all((tmp_path / picture).with_suffix(ending).exists() for picture in pictures for ending in (".png", ".pdf"))
 
 
 def test_wrong_use_and_a_missing_or_foreign_file_are_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch):
@@ -393,3 +393,19 @@ def test_wrong_use_and_a_missing_or_foreign_file_are_one_line_and_exit_status_2(
         captured = capsys.readouterr()
         assert problem in captured.err and len(captured.err.splitlines()) == 1 and captured.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["foreign.p"]
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line_after_the_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "sweep.p").write_bytes(pickle.dumps(make_results()))
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")  # without LaTeX
+    assert plot_results.main([str(tmp_path / "sweep.p")]) == 2
+    captured = capsys.readouterr()
+    assert "standard_nn" in captured.out and "latex" in captured.err and len(captured.err.splitlines()) == 1
+
+
+def test_the_home_folder_is_read_from_and_written_to(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):  # on Windows
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "sweep.p").write_bytes(pickle.dumps(make_results()))
+    assert plot_results.main(["~/sweep.p"]) == 0 and (tmp_path / "sweep.png").exists()

@@ -1,4 +1,4 @@
-"""What README.md shows of the layer runs in a folder with exactly the files that it names."""
+"""What README.md shows runs: the layer in a folder with exactly the files that it names, a data set of one's own."""
 
 import re
 import shutil
@@ -28,3 +28,25 @@ print(*sorted({Path(module.__file__).name for module in sys.modules.values()
     dropped, error = (float(re.search(r"[\d.]+", line)[0]) for line in output[:2])
     assert 0.3 < dropped < error < 1  # a matrix drawn at random does not compress
     assert output[2].split() == sorted([*files, "example.py"])  # none is missing, none is superfluous
+
+
+def test_the_data_set_of_ones_own_extends_the_results_in_processes_as_the_readme_says(tmp_path):
+    section = (PROJECT / "README.md").read_text(encoding="utf-8").split(", and your own\n")[1].split("\n## ")[0]
+    for file in PROJECT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    script = (PROJECT / "benchmark.py").read_text(encoding="utf-8")
+    for name, value in dict(model_names=["standard_nn", "ss_1_dim"], nb_iterations=1, nb_neurons_list=[4],
+                            max_number_training_epochs=1, nb_jobs=2).items():
+        script = re.sub(rf"^{name} = .*", f"{name} = {value}", script, flags=re.MULTILINE)
+
+    def run(script):
+        (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
+        return subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+
+    assert "2 runs to do" in run(script)
+    file, = re.findall(r"in a file `(\w+\.py)`", section)
+    (tmp_path / file).write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
+    line = re.search(r"`(from .* import .*)`", section)[1]
+    assert "2 of 4 runs are there, 2 to do" in run(script.replace("import numpy", f"{line}\nimport numpy", 1).replace(
+        "functions = [load_digits_data]", "functions = [load_digits_data, load_wine_data]"))

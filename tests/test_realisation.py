@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import realisation
+from checks import to_matrix
 from realisation import (get_hankel_svds, get_random_glorot_uniform_matrix, get_stage_dims, hankel_singular_values,
                          realise)
 from semiseparablemodels import SemiseparableLayer
@@ -106,17 +107,20 @@ def test_states_beyond_the_rank_are_zero():
     (lambda: np.random.default_rng(0).normal(size=(6, 6)), torch.float64),
     (lambda: nn.Linear(6, 6, dtype=torch.float64).weight, torch.float64),
     (lambda: nn.Linear(6, 6).weight.T, torch.float32),
-], ids=["integers", "list", "float64 array", "parameter", "transposed"])
+    (lambda: np.random.default_rng(0).normal(size=(6, 6)).astype(">f4")[::-1], torch.float32),
+], ids=["integers", "list", "float64 array", "parameter", "transposed", "reversed big-endian array"])
 def test_from_matrix_takes_arrays_tensors_and_lists(make_matrix, dtype):
     torch.manual_seed(0)
     matrix = make_matrix()
     layer = SemiseparableLayer.from_matrix(matrix, 3)
     assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in layer.parameters())
-    assert_equal(layer.to_matrix(), torch.as_tensor(matrix).to(dtype), 1e-5)
+    assert_equal(layer.to_matrix(), to_matrix(matrix).to(dtype), 1e-5)
 
 
-@pytest.mark.parametrize("bias", [np.arange(6), torch.arange(6.), [0, 1, 2, 3, 4, 5]], ids=["array", "tensor", "list"])
+@pytest.mark.parametrize("bias", [
+    np.arange(6), np.arange(5, -1, -1, ">i2")[::-1], torch.arange(6.), [0, 1, 2, 3, 4, 5]],
+    ids=["array", "reversed big-endian array", "tensor", "list"])
 def test_from_matrix_with_bias_is_the_affine_map_and_leaves_its_arguments_alone(bias):
     matrix = random_batch(6, 6)
     unchanged = matrix.clone()
@@ -135,7 +139,8 @@ def test_from_matrix_with_bias_is_the_affine_map_and_leaves_its_arguments_alone(
     (dict(matrix=torch.eye(3) / torch.tensor([0., 1, 1])), "matrix has entries that are complex, NaN"),
     (dict(matrix=torch.eye(3), bias=torch.zeros(4)), "(4,)"),
     (dict(matrix=torch.eye(3), bias=1.0), "()"),
-    (dict(matrix=torch.eye(3), bias=[0, 1, 1j]), "bias has entries that are complex"),
+    (dict(matrix=torch.eye(3), bias=[0, 1, 1j]), "bias must be real numbers"),
+    (dict(matrix=torch.eye(3), bias=[0, 1, np.nan]), "bias has entries that are complex, NaN"),
     (dict(matrix=torch.eye(3), inputoutput_dim=2), "2"),
     (dict(matrix=torch.eye(3), statespace_dim=0), "0"),
     (dict(matrix=torch.zeros(0, 0)), "0"),
@@ -163,6 +168,18 @@ def test_hankel_singular_values_are_those_that_a_realisation_drops(outputs, n):
     dropped = hankel_singular_values(with_one_block, [4, 4], [4, 4])[0][0, 2:]
     layer = SemiseparableLayer.from_matrix(with_one_block, 2, 4)
     assert (dense_matrix(layer) - with_one_block).norm().item() == pytest.approx(dropped.norm().item(), rel=1e-9)
+
+
+def test_realisation_and_singular_values_take_arrays_too():
+    matrix = random_batch(6, 9)
+    array = np.asfortranarray(matrix.numpy().astype(">f8")[::-1])[::-1]
+    for result, same in zip(hankel_singular_values(matrix), hankel_singular_values(array)):
+        assert torch.equal(result, same)
+    stages, same = (realise(form, *get_stage_dims(9, 6, 1), 2) for form in (matrix, array))
+    assert all(torch.equal(stages[name], same[name]) for name in STATE_MATRICES)
+    for function in (hankel_singular_values, partial(realise, input_dims=[3], output_dims=[3], statespace_dim=1)):
+        with pytest.raises(ValueError, match="matrix has entries that are complex, NaN or infinite"):
+            function(np.full((3, 3), np.nan))
 
 
 def test_a_single_stage_has_no_hankel_blocks():

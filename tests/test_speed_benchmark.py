@@ -120,6 +120,16 @@ def test_what_cannot_work_is_named_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_the_result_is_safe(
+        set_hyperparameters, monkeypatch, tmp_path, capsys):
+    result = {"rows": [], "epochs": [], "memory": [], "initialisation": []}
+    monkeypatch.setattr(speed_benchmark, "measure", lambda hyperparameters: result)
+    monkeypatch.setattr(speed_benchmark, "plot_speed", lambda result: 1 / 0)
+    assert speed_benchmark.main() == 2
+    assert capsys.readouterr().err == "speed_benchmark.py: division by zero\n"
+    assert pickle.loads((tmp_path / "speed_result.p").read_bytes()) == result
+
+
 # ---- what is measured ----
 
 def test_each_repetition_after_the_warm_up_runs_all_once_until_the_minimal_time_is_over(
