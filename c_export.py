@@ -5,7 +5,7 @@
 Weights are constants, which lie in flash; what is computed lies on the stack. Every layer becomes a C function made of
 products with matrices:
 
-    dense layers    y = W u + bias, eight rows at a time
+    dense layers    y = W u + bias; of more than about 24 inputs eight rows at a time
     rank-1 layers   s = u v1, y = s v2 + bias
     SSS layers      the recursion of semiseparablemodels.py over stages of several inputs
     convolutions    with the ReLU and the pooling behind them, a pooled output at a time
@@ -181,10 +181,13 @@ def _get_merged_stages(layer):
     K, d, e = layer.nb_states, layer.state_dims, layer.anticausal_state_dims
     inputs, outputs = ([0, *accumulate(dims)] for dims in (layer.input_dims, layer.output_dims))  # before stage k
 
+    def get_bounds(nb_merged):
+        """Pairs i, j of the merged stages i .. j - 1; the first ones, which no state enters, may be some more."""
+        return pairwise([0, *range(nb_merged + K % nb_merged, K, nb_merged), K])
+
     def get_nb_entries(nb_merged):
-        bounds = pairwise([*range(0, K, nb_merged), K])  # stages i .. j - 1, with m inputs and p outputs
         return sum((p + d[j]) * (m + d[i]) + (p + e[i]) * (m + e[j]) - p * m for i, j, m, p in (
-            (i, j, inputs[j] - inputs[i], outputs[j] - outputs[i]) for i, j in bounds))
+            (i, j, inputs[j] - inputs[i], outputs[j] - outputs[i]) for i, j in get_bounds(nb_merged)))
 
     nb_merged = min(range(K, 0, -1), key=get_nb_entries)
     parameters, shapes = dict(zip(_Stage._fields, _get_arrays(layer, *_Stage._fields))), layer.stage_shapes
@@ -194,7 +197,7 @@ def _get_merged_stages(layer):
         return parameters[name][k, :rows, :columns]
 
     stages = [_Stage(*(get_matrix(name, k) for name in _Stage._fields)) for k in range(K)]
-    return [reduce(_merge, stages[k:k + nb_merged]) for k in range(0, K, nb_merged)]
+    return [reduce(_merge, stages[i:j]) for i, j in get_bounds(nb_merged)]
 
 
 def _merge(first, second):

@@ -18,7 +18,6 @@ No figure counts without its output: scores must be PyTorch's, and trained nets 
 
 import importlib.metadata
 import math
-import os
 import sys
 import tempfile
 from itertools import product
@@ -31,11 +30,12 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 import benchmark
-from benchmark_results import Run, get_environment, get_kept_path, save_results
+from benchmark_results import Run, get_environment, save_in_the_end
 from c_export import export_to_c
 from checks import check_choice, check_distinct, check_positive_integers, check_script_hyperparameters
 from console import prints_without_failing
 from datasets import is_available, load_digits_data, load_pendigits_data
+from digests import derive_seed
 from emulated_core import CORES, check_packages, measure_calls
 from model_training import get_accuracy_score, get_loss_and_accuracy, get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
@@ -84,8 +84,8 @@ HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # th
 TOLERANCE = 2e-5  # of scores, relative to the largest one: rounding of float32
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "microcontroller_benchmark", "emulated_core", "c_export", "c_code", "benchmark", "checks", "datasets", "model_training",
-    "realisation", "standardmodels", "semiseparablemodels", "rank1models")]
+    "microcontroller_benchmark", "emulated_core", "c_export", "c_code", "benchmark", "checks", "datasets", "digests",
+    "model_training", "realisation", "standardmodels", "semiseparablemodels", "rank1models")]
 SCORES = '#include "{}.h"\nint run(const float *x, float *y) {{ net_scores(x, y); return 0; }}\n'
 CLASSIFICATION = '#include "{}.h"\nint run(const float *x, float *y) {{ (void)y; return net_classify(x); }}\n'
 
@@ -207,7 +207,7 @@ def make_trained_cases(hyperparameters, sweep, folder):
     for name in hyperparameters["trained_model_names"]:
         net = make_net(dataset, n, name, X_train.shape[1:], nb_classes, sweep)
         train_model(net, X_train[:nb_samples], y_train[:nb_samples],
-                    seed=benchmark.derive_seed(seed, dataset, share, 0),
+                    seed=derive_seed(seed, dataset, share, 0),
                     **{name: sweep[name] for name in benchmark.TRAINING_HYPERPARAMETERS})
         X = torch.from_numpy(X_test[tested])
         case = make_case(folder, CLASSIFICATION, dataset, n, name, net, X, y_test[tested])
@@ -218,7 +218,7 @@ def make_trained_cases(hyperparameters, sweep, folder):
 def make_net(kind, n, name, shape, nb_classes, sweep):
     """A net of benchmark.py with the initial weights that its first iteration gives it on a data set of that name."""
     run = Run(kind, sweep["training_set_shares"][0], name, n, 0)
-    torch.manual_seed(benchmark.derive_seed(sweep["seed"], *run))
+    torch.manual_seed(derive_seed(sweep["seed"], *run))
     return benchmark.make_net(run, tuple(shape), nb_classes, sweep)
 
 
@@ -355,7 +355,8 @@ def plot_microcontroller(result):
 
 @prints_without_failing
 def main():
-    """Measure, print, save and draw; the exit status: 0, 1 if a program fails, 2 if a hyperparameter is wrong."""
+    """Measure, print, save and draw; the exit status: 0, 1 if a program in C fails or gives not what PyTorch gives, 2
+    for a hyperparameter or a file that does not work."""
     try:
         hyperparameters, sweep = check_hyperparameters()
     except (ValueError, ImportError) as problem:
@@ -368,10 +369,12 @@ def main():
         return 1
     print(*filter(None, (format_table(result["rows"]), format_trained(result["trained"]))), sep="\n\n")
     path = FOLDER / hyperparameters["result_file"]
-    if path.exists():
-        os.replace(path, get_kept_path(path))
-    save_results(result, path)
-    plot_microcontroller(result).savefig(path.with_suffix(".png"), dpi=100)
+    try:
+        save_in_the_end(result, path, keep_old=True)
+        plot_microcontroller(result).savefig(path.with_suffix(".png"), dpi=100)
+    except Exception as problem:  # the result is safe, whatever it is
+        print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -116,6 +116,15 @@ def test_output_that_is_not_that_of_pytorch_ends_the_measurement_and_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_measured_is_saved_though_the_figure_fails(set_hyperparameters, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(microcontroller_benchmark, "check_packages", lambda: None)
+    monkeypatch.setattr(microcontroller_benchmark, "measure", lambda *_: {"rows": [make_measured_row()], "trained": []})
+    monkeypatch.setattr(microcontroller_benchmark, "plot_microcontroller", lambda result: 1 / 0)
+    assert microcontroller_benchmark.main() == 2
+    assert "division by zero" in capsys.readouterr().err
+    assert len(pickle.loads((tmp_path / "micro.p").read_bytes())["rows"]) == 1
+
+
 @pytest.mark.parametrize("name, value", [
     ("cores", ["cortex-m99"]), ("cores", []), ("cores", "cortex-m4f"), ("optimisations", ["-O9"]),
     ("model_names", ["dense"]), ("model_names", []), ("trained_model_names", ["ss_0_dim"]), ("nb_neurons_list", [0]),
