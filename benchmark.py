@@ -89,7 +89,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 @prints_without_failing
-def main(hyperparameters=None, with_figures=True):  # hyperparameters as from get_hyperparameters, which None calls
+def main(hyperparameters=None, figures=("",)):  # values as from get_hyperparameters, which None calls; see draw_figures
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could."""
     try:
         hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
@@ -117,10 +117,9 @@ def main(hyperparameters=None, with_figures=True):  # hyperparameters as from ge
                             128 + interrupted.signal_number)
     print(format_summary_table(results_file.results))
     try:
-        if with_figures:
-            draw_figures(results_file.results, path)
+        draw_figures(results_file.results, path, figures)
     except Exception as problem:  # whatever it is, the results are safe and matter more
-        report_error(f"not all figures: {describe(problem)}", 0)
+        report_error(f"no figure: {describe(problem)}", 0)
     return 1 if results_file.results["failures"] else 0
 
 

@@ -279,16 +279,16 @@ def _median_and_range(histories):
 FIGURES = {"": plot_accuracy, "_differences": plot_differences, "_learning_curves": plot_learning_curves}
 
 
-def draw_figures(results, path):
-    """Write the figures of results beside their file; the paths of the .png files, a .pdf beside each.
+def draw_figures(results, path, suffixes=tuple(FIGURES)):
+    """Write figures of results beside their file, some of FIGURES; the paths of the .png files, a .pdf beside each.
 
     Without a dense net there are no differences to it.
     """
     pictures = []
-    for suffix, plot in FIGURES.items():
-        if plot is not plot_differences or DENSE in results["model_names"]:
+    for suffix in suffixes:
+        if FIGURES[suffix] is not plot_differences or DENSE in results["model_names"]:
             pictures.append(_get_picture_path(path, suffix))
-            save_figure(plot(results), pictures[-1])
+            save_figure(FIGURES[suffix](results), pictures[-1])
     return pictures
 
 

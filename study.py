@@ -142,7 +142,7 @@ def run_sweeps():
             bar.set_description(sweep.path.stem)
             # On a terminal the bars, this one and the sweep's, say enough.
             with nullcontext() if bar.disable else redirect_stdout(io.StringIO()):
-                exit_status = benchmark.main(hyperparameters, with_figures=False)
+                exit_status = benchmark.main(hyperparameters, figures=())
             bar.update(nb_runs_here)
             largest_status = max(largest_status, exit_status)
             if exit_status > 1:
