@@ -5,7 +5,7 @@
 Weights are constants, which lie in flash; what is computed lies on the stack. Every layer becomes a C function made of
 products with matrices:
 
-    dense layers    y = W u + bias, eight rows at a time
+    dense layers    y = W u + bias; of more than about 24 inputs eight rows at a time
     rank-1 layers   s = u v1, y = s v2 + bias
     SSS layers      the recursion of semiseparablemodels.py over stages of several inputs
     convolutions    with the ReLU and the pooling behind them, a pooled output at a time

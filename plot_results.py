@@ -139,7 +139,7 @@ def _plot_points(ax, points):
         lengths = [[point.mean - point.low for point in family], [point.high - point.mean for point in family]]
         ax.errorbar(x, means, lengths, color=style["color"], linestyle="none", elinewidth=1, capsize=2.5)
         ax.plot(x, means, color=style["color"], linewidth=1.4 if model_name == DENSE else 0.6, label=model_name)
-        for is_filled, look in ((True, dict(markersize=7, markeredgecolor="white", markeredgewidth=0.5)),
+        for is_filled, look in ((True, dict(markersize=7.5, markeredgecolor="white", markeredgewidth=0.5)),
                                 (False, dict(markersize=5.5, markerfacecolor="white", markeredgewidth=1))):
             some = [(point.x, point.mean) for point in family if point.is_filled == is_filled]
             if some:
@@ -152,7 +152,7 @@ def _plot_at_edge(ax, point):
     """A point outside of the panel's range, with its mean."""
     style, above, transform = get_family_style(point.model_name), point.mean > 0, ax.get_xaxis_transform()
     y = 0.95 if above else 0.05  # as a fraction of the panel's height
-    ax.plot([point.x], [y], **style, markersize=7, markeredgecolor="white", markeredgewidth=0.5, transform=transform)
+    ax.plot([point.x], [y], **style, markersize=7.5, markeredgecolor="white", markeredgewidth=0.5, transform=transform)
     text = f"{point.mean:+.2f}{'↑' if above else '↓'}".replace("-", "−")
     _annotate(ax, text, (point.x, y), (5, 0), style["color"], xycoords=transform, va="center")
     _annotate(ax, point.label, (point.x, y), (5, -10 if above else 6), style["color"], xycoords=transform)

@@ -347,7 +347,7 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
     (lambda: replace(ffnn(), "output_layer", ffnn()), "cannot write StandardTHLFFNN (output_layer)"),
     (lambda: replace(ffnn(), "output_layer", nn.Linear(8, 4)), "hidden_layers.0 has 9 outputs, but output_layer"),
     (lambda: replace(conv(), "feature_extractor", nn.Flatten()), "cannot write Flatten (feature_extractor)"),
-    (lambda: replace(conv(), "feature_extractor.layers.2", nn.MaxPool2d(2)), "feature_extractor whose layers have been"),
+    (lambda: replace(conv(), "feature_extractor.layers.2", nn.MaxPool2d(2)), "feature_extractor whose layers"),
     (lambda: replace(conv(), "vector_net", conv()), "cannot write StandardTHLConvNet (vector_net)"),
     (lambda: replace(conv(), "vector_net", ffnn()), "feature_extractor.layers.3 has 10 outputs, but vector_net"),
     (lambda: nn.Linear(0, 4), "in_features must be a positive integer, got 0"),

@@ -27,9 +27,10 @@ FAMILIES = {"net": unused}
 
 def run(x):
     """One run."""
+    from package import SIZE
     from package.layers import Layer
     # in the middle
-    return Layer(x * FACTOR, scale(x), seed)
+    return Layer(x * FACTOR, scale(x), seed, SIZE)
 
 
 def show():
@@ -42,7 +43,7 @@ if __name__ == "__main__":
 FILES = {
     "script.py": SCRIPT,
     "helpers.py": '"""Helpers."""\nprint("set")\ndef scale(x):\n    return 2 * x\ndef unused():\n    return 1\n',
-    "package/__init__.py": "",
+    "package/__init__.py": "SIZE = 3\n",
     "package/layers.py": "from . import base\n\n\nclass Layer(base.Base):\n    pass\n\n\nclass Other:\n    pass\n",
     "package/base.py": "class Base:\n    size = 3\n"}
 
@@ -71,7 +72,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file, old, new", [
     ("script.py", "    # in the middle\n", "\n"), ("script.py", '    """One run."""\n', ""),
-    ("script.py", "Layer(x * FACTOR, scale(x), seed)", "Layer(\n        x*FACTOR,\n        scale(x), seed)"),
+    ("script.py", "Layer(x * FACTOR, scale(x), seed", "Layer(\n        x*FACTOR,\n        scale(x), seed"),
     ("script.py", "seed = 0", "seed = 1"), ("script.py", "import os", "import os, sys"),
     ("script.py", "scale, unused", "scale"), ("script.py", "print(FAMILIES)", "print()"),
     ("script.py", '{"net": unused}', '{"net": unused, "more": os}'), ("script.py", "    show()\n", "    run(1)\n"),
@@ -83,12 +84,13 @@ def test_what_a_run_cannot_reach_does_not_count(file, old, new, write):
 
 @pytest.mark.parametrize("file, old, new", [
     ("script.py", "FACTOR: float = 2", "FACTOR: float = 3"), ("script.py", "x * FACTOR", "x + FACTOR"),
-    ("script.py", "run(x)", "run(x=None)"), ("script.py", "seed)", "None)"),
+    ("script.py", "run(x)", "run(x=None)"), ("script.py", "seed,", "None,"),
     ("script.py", "import scale, unused", "import unused as scale, unused"),
     ("helpers.py", "2 * x", "2.0 * x"), ("helpers.py", 'print("set")', 'print("off")'),
     ("helpers.py", "def scale", "@print\ndef scale"), ("helpers.py", "def scale", "def scale(): pass\n\n\ndef scale"),
     ("helpers.py", "return 2 * x", 'return """2 * x"""'),
-    ("package/layers.py", "pass\n\n\nclass Other", "size = 4\n\n\nclass Other"), ("package/base.py", "3", "4")])
+    ("package/layers.py", "pass\n\n\nclass Other", "size = 4\n\n\nclass Other"), ("package/base.py", "3", "4"),
+    ("package/__init__.py", "3", "4")])
 def test_what_a_run_can_reach_counts_in_all_files(file, old, new, write):
     assert write(file, old, new) != write()
 
@@ -115,7 +117,7 @@ def test_all_of_a_script_is_its_code_without_comments_and_hyperparameters(tmp_pa
 def test_files_come_after_those_that_they_import(write, tmp_path):
     write("helpers.py", '"""Helpers."""', "import script")  # which import each other
     assert [file.relative_to(tmp_path).as_posix() for file in list_imported_files(tmp_path / "script.py")] == [
-        "helpers.py", "package/base.py", "package/layers.py", "script.py"]
+        "helpers.py", "package/__init__.py", "package/base.py", "package/layers.py", "script.py"]
 
 
 PROJECT_EDITS = [  # file, old, new, families whose code changes
@@ -159,6 +161,6 @@ for file, old, new, changed in {PROJECT_EDITS!r}:
 def test_arrays_differ_in_values_shape_and_type():
     X = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert digest_arrays(X, X[0]) == digest_arrays(X.copy(), X[0].copy())
-    others = [X + [0, 0, 1], X.reshape(3, 2), X.astype(np.float64), X[:1], X[:0], -X]
-    assert len({digest_arrays(other) for other in [X, *others]}) == 7
+    others = [X + [0, 0, 1], X.reshape(3, 2), X.astype(np.float64), X.view(np.int32), X[:1], X[:0], -X]
+    assert len({digest_arrays(other) for other in [X, *others]}) == 8
     assert digest_arrays(X, X[0]) != digest_arrays(X[0], X)

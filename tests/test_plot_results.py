@@ -314,7 +314,7 @@ def test_validation_curves_of_two_sweeps_are_medians_with_a_marker_where_half_of
 
 
 @pytest.mark.parametrize("plot, nb_datasets", [
-    (plot_accuracy, 1), (plot_accuracy, 12), (plot_differences, 12), (plot_learning_curves, 2),
+    (plot_accuracy, 1), (plot_accuracy, 12), (plot_differences, 6), (plot_learning_curves, 2),
     (lambda results: plot_validation_curves({"a long label" * 9: results, "$x^{": results}), 2)])
 def test_long_titles_and_the_legend_overlap_nothing_and_are_neither_formulas_nor_cut_off(plot, nb_datasets):
     datasets = [f"$x^{{$_a_dataset_with_a_rather_long_name_{i}" for i in range(nb_datasets)]
