@@ -29,8 +29,9 @@ PROJECT = Path(microcontroller_benchmark.__file__).parent
 installed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("ziglang", "unicorn")),
                                reason="ziglang and unicorn are not installed: requirements-microcontroller.txt")
 TINY = dict(model_names=["standard_nn", "ss_1_dim"], nb_neurons_list=[8, 16], net_cases=[["vectors", [4], 3]],
-            net_nb_neurons_list=[8], cores=["cortex-m4f"], optimisations=["-O2", "-Os"], trained_model_names=["ss_2_dim"],
-            nb_neurons=8, nb_test_samples=7, min_number_training_epochs=0, max_number_training_epochs=3, nb_jobs=1)
+            net_nb_neurons_list=[8], cores=["cortex-m4f"], optimisations=["-O2", "-Os"],
+            trained_model_names=["ss_2_dim"], nb_neurons=8, nb_test_samples=7, min_number_training_epochs=0,
+            max_number_training_epochs=3, nb_jobs=1)
 
 
 @pytest.fixture
