@@ -62,7 +62,7 @@ import test_study
 from test_study import benchmark, study
 test_study.prepare(Path({str(folder)!r}))
 add = benchmark.ResultsFile.add
-def add_slowly(*arguments):  # so that the second sweep is not finished before it is interrupted
+def add_slowly(*arguments):  # so that the first sweep is not finished before it is interrupted
     add(*arguments)
     time.sleep(0.1)
 benchmark.ResultsFile.add = add_slowly
@@ -70,19 +70,21 @@ sys.exit(study.main())
 """)
     process = subprocess.Popen([sys.executable, small_study / "script.py"], start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while nb_finished_runs(folder / "results" / f"{NAMES[1]}.p") < 2:
+    while nb_finished_runs(folder / "results" / f"{NAMES[0]}.p") < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate()[1]
     assert process.returncode == 130 and "python study.py continues" in errors and "Traceback" not in errors
+    assert not (folder / "results" / f"{NAMES[1]}.p").exists()
     assert "old" in (folder / "results.md").read_text(encoding="utf-8")  # nothing is written from half the runs
 
     prepare(folder, monkeypatch.setattr)
-    capsys.readouterr()
-    assert study.main() == 0
-    output = capsys.readouterr().out
-    assert f"{NAMES[0]}.p: complete" in output and f"{NAMES[1]}.p: resuming" in output
+    for messages in (("resuming", "18 runs to do"), ("complete", "complete")):
+        capsys.readouterr()
+        assert study.main() == 0
+        output = capsys.readouterr().out
+        assert all(f"{name}.p: {message}" in output for name, message in zip(NAMES, messages))
     assert [without_times(load_results(folder / "results" / f"{name}.p")) for name in NAMES] == uninterrupted
     # All but the time that it took is the same.
     without_hours = [re.sub(r"[\d.]+ hours", "", text) for text in (
@@ -102,6 +104,7 @@ def test_tables_have_the_numbers_of_the_files(small_study):
         del lines[:5]
         assert header == f"| {protocol} | digits, 287 of 1,437 samples, n = 6 |"
         results = load_results(small_study / "results" / f"{name}.p")
+        assert results.items() >= study.PROTOCOLS[protocol].items()
         differences = {row["model_name"]: row for row in compare_with_dense(results)}
         for row, family, line in zip(summary_table(results), ("dense", "SSS-2", "rank-1"), rows, strict=True):
             expected = f"{row['test_accuracy_mean']:.3f} ± {row['test_accuracy_sd']:.3f}"
