@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import tokenize
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -50,7 +51,7 @@ def digest_code(*definitions, ignored=()):
             if file is None:  # what cannot be compared counts as changed
                 code[place] = [os.urandom(16).hex()]
             else:
-                code[place], reached = _examine(file, file.read_text(encoding="utf-8"), name)
+                code[place], reached = _examine(file, _read(file), name)
                 waiting += reached
     return hashlib.blake2b("\n".join(sorted(sum(code.values(), []))).encode(), digest_size=16).hexdigest()
 
@@ -62,7 +63,7 @@ def list_imported_files(file):
     def visit(file):
         if file not in visited:
             visited.add(file)
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(ast.parse(_read(file))):
                 for imported, _ in _find_imported(file, node):
                     visit(imported)
             files.append(file)
@@ -82,6 +83,11 @@ def _get_place(definition):
             if file and file.endswith(".py") and Path(file).is_file():
                 return Path(file).resolve(), definition.__qualname__.split(".")[0]
     return None, repr(definition)
+
+
+def _read(file):
+    with tokenize.open(file) as script:  # in the encoding that it declares, without a byte order mark
+        return script.read()
 
 
 @lru_cache(maxsize=None)

@@ -107,10 +107,12 @@ def test_code_that_is_in_no_script_counts_as_changed_each_time(write, tmp_path):
 
 def test_all_of_a_script_is_its_code_without_comments_and_hyperparameters(tmp_path):
     def digest(text):
-        (tmp_path / "script.py").write_text(text)
+        (tmp_path / "script.py").write_bytes(text if isinstance(text, bytes) else text.encode())
         return digest_code(tmp_path / "script.py")
 
     assert digest(SCRIPT) == digest(SCRIPT.replace("seed = 0", "seed = 1 # !")) != digest(SCRIPT + "show()")
+    assert digest(SCRIPT) == digest(SCRIPT.encode("utf-8-sig"))
+    assert digest(SCRIPT) == digest(b"# coding: latin-1\n#\xe9\n" + SCRIPT.encode())
     assert digest(SCRIPT) != digest(SCRIPT.replace("# Hyperparameters", "# what others rule off"))
 
 
