@@ -18,6 +18,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 # What a script sets in its ruled-off block is kept and compared by name, so it is no part of the code.
 _HYPERPARAMETERS = re.compile(r"^# =+\n# Hyperparameters\n.*?^# =+\n", re.DOTALL | re.MULTILINE)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _NAMELESS = ""  # stands for the statements of a file that define no name, as calls that set something
 
 
@@ -57,16 +58,24 @@ def digest_code(*definitions, ignored=()):
 
 
 def list_imported_files(file):
-    """Paths of the project's files that a script imports, and of itself, each after those that it imports."""
+    """Paths of the project's files that a script imports, and of itself, each after those that importing it needs."""
     files, visited = [], set()
 
     def visit(file):
-        if file not in visited:
-            visited.add(file)
-            for node in ast.walk(ast.parse(_read(file))):
+        if file in visited:
+            return
+        visited.add(file)
+        later = []  # what functions import when they are called
+        for statement in ast.parse(_read(file)).body:
+            for node in ast.walk(statement):
                 for imported, _ in _find_imported(file, node):
-                    visit(imported)
-            files.append(file)
+                    if isinstance(statement, _DEFINITIONS):
+                        later.append(imported)
+                    else:
+                        visit(imported)
+        files.append(file)
+        for imported in later:
+            visit(imported)
 
     visit(Path(file).resolve())
     return files
@@ -123,7 +132,7 @@ def _get_definitions(text):
 
 def _get_defined_names(statement):
     """Names that a function, class or assignment defines; none for any other statement."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+    if isinstance(statement, _DEFINITIONS):
         return [statement.name]
     if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         return []
