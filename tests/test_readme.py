@@ -1,4 +1,4 @@
-"""What README.md shows runs: the layer in a folder with exactly the files that it names, a data set of one's own."""
+"""What README.md and docs/running.md show runs: the layer in a folder with exactly the files named, data of one's own."""
 
 import re
 import shutil
@@ -30,8 +30,9 @@ print(*sorted({Path(module.__file__).name for module in sys.modules.values()
     assert output[2].split() == sorted([*files, "example.py"])  # none is missing, none is superfluous
 
 
-def test_the_data_set_of_ones_own_extends_the_results_in_processes_as_the_readme_says(tmp_path):
-    section = (PROJECT / "README.md").read_text(encoding="utf-8").split(", and your own\n")[1].split("\n## ")[0]
+def test_data_of_ones_own_extend_the_results_in_processes_as_the_docs_say(tmp_path):
+    text = (PROJECT / "docs" / "running.md").read_text(encoding="utf-8")
+    section = text.split("\n## Data of your own\n")[1].split("\n## ")[0]
     for file in PROJECT.glob("*.py"):
         shutil.copy(file, tmp_path)
     script = (PROJECT / "benchmark.py").read_text(encoding="utf-8")
