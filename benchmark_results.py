@@ -109,7 +109,7 @@ def save_in_the_end(results, path, keep_old=False):
 
 
 def replace_file(source, target):
-    """os.replace, tried again for a second: Windows refuses it while a virus scanner or an indexer reads a file."""
+    """os.replace, tried again for 1.5 seconds: Windows refuses it while a virus scanner or an indexer reads a file."""
     for pause in (0.05, 0.1, 0.2, 0.4, 0.8):
         try:
             return os.replace(source, target)
@@ -143,9 +143,9 @@ def lock_results(path):
         except OSError as problem:
             if problem.errno not in NO_LOCKS:
                 raise
-            print(f"the file system of {path} has no locks ({problem}): a file {path.name}.in_use takes their place",
+            print(f"the file system of {path} has no locks ({problem}): the file {path}.in_use takes their place",
                   file=sys.stderr, flush=True)
-            lock = SoftFileLock(f"{path}.in_use", timeout=0)
+            lock = SoftFileLock(f"{path}.in_use", timeout=1)  # enough to see that a holder is dead
             lock.acquire()
     except Timeout:
         raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file. "

@@ -399,7 +399,7 @@ def plot_speed(result):
 
 @prints_without_failing
 def main():
-    """Measure, print, save and draw; the exit status: 0, or 2 for a hyperparameter or a file that does not work."""
+    """Measure, print, save and draw; the exit status: 0, or 2 if a hyperparameter, the file or the figure fails."""
     try:
         hyperparameters = check_hyperparameters()
     except ValueError as problem:

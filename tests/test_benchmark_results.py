@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -86,6 +87,13 @@ def test_a_file_that_is_no_results_file_is_kept_and_nothing_in_it_executed(conte
 def test_a_missing_file_is_a_file_not_found_error(path):
     with pytest.raises(FileNotFoundError, match="benchmark_result.p does not exist"):
         load_results(path)
+
+
+def test_a_tilde_is_the_home_folder(path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):  # on Windows
+        monkeypatch.setenv(variable, str(path.parent))
+    finished_file(path)
+    assert load_results("~/benchmark_result.p") == load_results(path)
 
 
 def test_only_plain_data_can_be_saved_and_a_failed_save_keeps_the_old_file(path):
@@ -286,19 +294,36 @@ def test_results_that_cannot_take_their_place_in_the_end_are_elsewhere_and_an_ol
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_file_system_without_locks_is_named_and_two_sweeps_still_exclude_each_other(code, path, monkeypatch, capsys):
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def file_system_without_locks(request, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="no such file systems on Windows")
 
     def flock(descriptor, operation):
-        raise OSError(code, os.strerror(code))
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for _ in range(2):
+
+
+def test_a_file_system_without_locks_is_named_and_two_sweeps_still_exclude_each_other(
+        file_system_without_locks, path, capsys):
+    with lock_results(path):
+        assert f"{path} has no locks" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="another benchmark.py is writing .*, delete .*in_use"), lock_results(path):
+            pass
+    with lock_results(path):  # again
+        pass
+
+
+@pytest.mark.parametrize("file_system_without_locks", [errno.ENOLCK], indirect=True)
+def test_a_killed_process_holds_no_lock_even_where_there_are_none(file_system_without_locks, path):
+    child = os.fork()
+    if not child:
         with lock_results(path):
-            assert f"{path} has no locks" in capsys.readouterr().err
-            with pytest.raises(ValueError, match="another benchmark.py is .* delete .*in_use"), lock_results(path):
-                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert Path(f"{path}.in_use").exists()
+    with lock_results(path):
+        pass
 
 
 def test_one_sweep_after_the_other_has_the_lock_and_other_problems_with_it_are_not_taken_for_another(path, monkeypatch):

@@ -143,7 +143,7 @@ def test_a_tilde_is_the_home_folder_and_other_paths_stay_as_they_are(tmp_path, m
 
 
 @pytest.mark.parametrize("name, value", [
-    ("result_file", None), ("result_file", ""), ("result_file", ["r.p"]), ("result_file", "~no_such_user/r.p"),
+    ("result_file", None), ("result_file", ""), ("result_file", ["r.p"]), ("datasets_folder", "~no_such_user"),
     ("result_file", "r.PNG"), ("result_file", "benchmark.py"), ("result_file", "."), ("result_file", "folder"),
     ("result_file", "no_folder/r.p"), ("result_file", "file/r.p"), ("result_file", "r\0.p"), ("result_file", "r" * 300),
     ("result_file", "pictures.p"), ("datasets_folder", None), ("datasets_folder", "")])
