@@ -69,7 +69,8 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
+HYPERPARAMETERS = [name for name, value in globals().items() if name not in _other_names
+                   and getattr(value, "__name__", None) != name]  # those of the block, without what it imports
 TRAINING_HYPERPARAMETERS = signature(train_model).parameters.keys() & {*HYPERPARAMETERS} - {"seed"}
 
 

@@ -36,8 +36,7 @@ import torch
 from tqdm import tqdm
 
 from benchmark_results import get_environment, save_in_the_end
-from checks import (check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters,
-                    check_seed)
+from checks import check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters
 from console import prints_without_failing
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
@@ -85,7 +84,8 @@ initialisation_sizes = [500]  # n for which the paper's initialisation is timed;
 initialisation_statespace_dim = 5  # d of these layers
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
+HYPERPARAMETERS = [name for name, value in globals().items() if name not in _other_names
+                   and getattr(value, "__name__", None) != name]  # those of the block, without what it imports
 LISTS = ("nb_neurons_list", "rectangular_sizes", "batch_sizes", "statespace_dims", "epoch_cases", "epoch_layers",
          "memory_case", "memory_layers", "initialisation_sizes")
 BUSY = "* The quartiles differ by more than a factor of 1.5, or other programs took 0.2 cores: this machine is busy."
@@ -110,11 +110,11 @@ def check_hyperparameters():
         if hyperparameters[name] is not None or name not in ("largest_dense_n", "nb_threads"):
             check_positive_integers(**{name: hyperparameters[name]})
     check_integers(warm_up=warm_up)
-    check_seed(seed)
     check_finite_numbers(min_measuring_time=min_measuring_time)
-    if not (min(warm_up, min_measuring_time) >= 0 and nb_neurons_list and batch_sizes and len(memory_case) in (0, 2)):
-        raise ValueError("warm_up and min_measuring_time must be 0 or more, nb_neurons_list and batch_sizes not empty, "
-                         "memory_case [n, batch size]")
+    if not (min(warm_up, min_measuring_time, seed) >= 0 and seed < 2 ** 32 and nb_neurons_list and batch_sizes
+            and len(memory_case) in (0, 2)):
+        raise ValueError("warm_up, min_measuring_time and seed must be 0 or more, seed below 2 ** 32, nb_neurons_list "
+                         "and batch_sizes not empty, memory_case [n, batch size]")
     for name in memory_layers + epoch_layers:
         if not re.fullmatch(r"standard_nn|rank_1|ss_[1-9]\d*_dim", str(name)):
             raise ValueError(f"memory_layers and epoch_layers are standard_nn, rank_1, ss_1_dim, ..., got {name!r}")

@@ -194,7 +194,10 @@ def test_hyperparameters_of_any_type_reach_the_check(tmp_path):
     script = (tmp_path / "benchmark.py").read_text(encoding="utf-8").replace("nb_neurons_list = [50]", """
 import numpy as np
 nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cpu")""").replace("seed = 0", "").replace(
-        'device = "cpu"', "").replace("nb_iterations = 5", "nb_iterations = load_digits_data")
+        'device = "cpu"', "").replace("nb_iterations = 5", """
+import itertools
+from math import sqrt
+nb_iterations = load_digits_data""")
     (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
     process = subprocess.run([sys.executable, "benchmark.py"], cwd=tmp_path, text=True, capture_output=True)
     assert process.returncode == 2

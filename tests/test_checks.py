@@ -77,6 +77,13 @@ def test_arrays_of_any_form_become_tensors_and_stay_as_they_are(form):
     assert (values if isinstance(values, list) else values.tolist()) == expected
 
 
+def test_images_with_channels_last_become_contiguous_too():
+    images = np.arange(24.0).reshape(3, 2, 2, 2).transpose(0, 3, 1, 2)
+    for rows in (None, np.arange(3)):
+        tensor = to_tensor("X", images, rows)
+        assert tensor.is_contiguous() and np.array_equal(tensor.numpy(), images)
+
+
 @pytest.mark.parametrize("values", [
     np.array([["1"]]), np.array([[None]]), np.array([[1j]]), torch.ones(1, 1) * 1j, torch.eye(2).to_sparse(),
     np.ones((1, 1), np.clongdouble), np.ma.masked_equal([[1.0, 0.0]], 0), None, [["a"]]])
