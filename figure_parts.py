@@ -67,11 +67,17 @@ def save_figure(figure, path):
 # ---- panels and legend ------------------------------------------------------------------------------------
 
 def new_panels(results):
-    """A figure with one panel per dataset and share, and {(dataset, share): ax}."""
-    keys = list(dict.fromkeys(product(results["dataset_names"], results["training_set_shares"])))
+    """A figure with one panel per dataset and share, and {(dataset, share): ax}.
+
+    A share that has no place in the results of a dataset, as several sweeps taken together may have, gets no panel.
+    """
+    keys = [(dataset, share) for dataset, share in dict.fromkeys(product(
+        results["dataset_names"], results["training_set_shares"])) if share in results.get(dataset, [share])]
     nb_shares = len(set(results["training_set_shares"]))
-    # One row per dataset, unless that is too wide or there is one share only.
-    nb_columns = nb_shares if 1 < nb_shares <= 5 else max(1, min(4, len(keys)))
+    # One row per dataset, unless that is too wide, or there is one share only, or not the same ones everywhere.
+    nb_columns = max(1, min(4, len(keys)))
+    if 1 < nb_shares <= 5 and len(keys) == nb_shares * len(set(results["dataset_names"])):
+        nb_columns = nb_shares
     panel_size = {1: (6.4, 4.2), 2: (4.8, 3.4)}.get(nb_columns, (3.2, 2.7))
     figure = new_figure(max(1, len(keys)), nb_columns, panel_size)
     for ax, (dataset, share) in zip(figure.axes, keys):

@@ -6,7 +6,7 @@ import textwrap
 
 from figure_parts import save_figure
 from plot_results import plot_accuracy, plot_differences, plot_validation_curves
-from result_tables import compare_with_dense, get_mean_interval, get_nb_parameters, get_runs, summary_table
+from result_tables import DENSE, compare_with_dense, get_mean_interval, get_nb_parameters, get_runs, summary_table
 
 DATASETS = {  # title and number of training samples of the whole data set
     "pendigits": ("pendigits", 7494), "digits": ("digits", 1437), "mnist": ("MNIST", 60000),
@@ -17,6 +17,7 @@ AUTHORS_ACCURACIES = {  # mean and standard deviation of 24 runs each: pendigits
     "ss_4_dim": (0.67, 0.10), "ss_5_dim": (0.64, 0.11), "rank_1": (0.44, 0.05),
 }
 NB_AUTHORS_RUNS = 24
+PAPER, WELL = "as in the paper", "trained well"
 
 
 def make_blocks(study, nb_samples, figures_folder):
@@ -42,9 +43,13 @@ def make_blocks(study, nb_samples, figures_folder):
                                              for protocol in protocols})
         blocks["widths"] = "\n".join(f"- {protocol}: {text}" for protocol in protocols
                                      for text in compare_at_equal_size(combine({"": widths[protocol]})))
-        blocks["authors"] = compare_with_authors(combine({"": pendigits["as in the paper"]}))
+        blocks["authors"] = compare_with_authors(combine({"": pendigits[PAPER]}))
         save_figure(plot_differences(combine(pendigits)), figures_folder / "study_differences.png")
-        save_figure(plot_accuracy(combine(widths)), figures_folder / "study_widths.png")
+        for protocol, runs in widths.items():  # rank-1 lies so far below that the others would be one line
+            results = combine({protocol: runs})
+            families = [name for name in results["model_names"] if name != "rank_1"]
+            save_figure(plot_accuracy(results, families),
+                        figures_folder / f"study_widths_{protocol.replace(' ', '_')}.png")
         save_figure(plot_validation_curves({protocol: combine({"pendigits": widths[protocol]})
                                             for protocol in protocols}, 50), figures_folder / "study_curves.png")
     if others:
@@ -75,26 +80,35 @@ def combine(runs_by_label):
 
 def format_answer(pendigits, widths):
     """Three sentences."""
-    paper, well = (combine({"": pendigits[protocol]}) for protocol in ("as in the paper", "trained well"))
-    of_ss_2 = [row for row in compare_with_dense(well) if row["model_name"] == "ss_2_dim"]
-    at_equal_size = compare_at_equal_size(combine({"": widths["trained well"]}))
-    dense_paper, dense_well = (", ".join(f"{row['test_accuracy_mean']:.3f}" for row in summary_table(results)
-                                         if row["model_name"] == "standard_nn") for results in (paper, well))
+    paper, well = (compare_with_dense(combine({"": pendigits[protocol]})) for protocol in (PAPER, WELL))
+    of_ss_2 = [row for row in well if row["model_name"] == "ss_2_dim"]
+    shares = ", ".join(f"{row['share']:g}" for row in of_ss_2)
     return textwrap.fill(
-        f"Trained well (standardised inputs, one softmax in the loss), nets of 50 neurons with an SSS matrix test "
-        f"{count_verdicts(well)} on pendigits (state dimensions 1 to 5 at shares "
-        f"{', '.join(f'{share:g}' for share in well['training_set_shares'])} of the training data); with d = 2 and "
-        f"{of_ss_2[0]['parameter_ratio']:.0%} of the parameters the differences at these shares are "
-        f"{', '.join(map(format_difference, of_ss_2))}. "
-        f"Compared at equal size they are {' and '.join(at_equal_size)}. "
-        f"Trained as in the paper, where the dense net reaches {dense_paper} instead of {dense_well}, SSS nets test "
-        f"{count_verdicts(paper)}.", 120, break_long_words=False, break_on_hyphens=False)
+        f"On pendigits, nets of 50 neurons with an SSS matrix (state dimensions 1 to 5, shares {shares} of the training "
+        f"data), trained as in the paper, test {count_verdicts(paper)}, which has an accuracy of "
+        f"{list_dense(pendigits[PAPER])}. "
+        f"Trained well, with standardised inputs and one softmax in the loss (dense: {list_dense(pendigits[WELL])}), they "
+        f"test {count_verdicts(well)}, and SSS-2 with {of_ss_2[0]['parameter_ratio']:.0%} of the parameters differs by "
+        f"{', '.join(map(format_difference, of_ss_2))} at these shares. "
+        f"From a narrower dense net of about equal size, trained well, SSS nets differ by "
+        f"{' and '.join(compare_at_equal_size(combine({'': widths[WELL]})))}.",
+        120, break_long_words=False, break_on_hyphens=False)
 
 
-def count_verdicts(results):
-    verdicts = [row["verdict"] for row in compare_with_dense(results) if row["model_name"].startswith("ss_")]
-    return (f"better than the dense net in {verdicts.count('better')}, worse in {verdicts.count('worse')} of "
-            f"{len(verdicts)} comparisons")
+def count_verdicts(rows):
+    differences = {"better": [], "worse": [], "undecided": []}
+    for row in rows:
+        if row["model_name"].startswith("ss_"):
+            differences[row["verdict"]].append(abs(row["difference_mean"]))
+    counts = [f"{verdict} in {len(found)}" + (f" (by up to {max(found):.3f})" if found else "")
+              for verdict, found in list(differences.items())[:2]]
+    return f"{counts[0]} and {counts[1]} of {sum(map(len, differences.values()))} comparisons with the dense net"
+
+
+def list_dense(several):
+    """Its mean accuracy at each share."""
+    return ", ".join(f"{row['test_accuracy_mean']:.3f}" for row in summary_table(combine({"": several}))
+                     if row["model_name"] == DENSE)
 
 
 def compare_at_equal_size(results):
@@ -105,13 +119,13 @@ def compare_at_equal_size(results):
         smaller = [(get_nb_parameters(runs), name, runs) for (*other, width, name), runs in by_identity.items()
                    if (other, width) == (where, 2 * nb_neurons) and name.startswith("ss_")
                    and get_nb_parameters(runs) <= get_nb_parameters(dense)]
-        if model_name == "standard_nn" and smaller:
+        if model_name == DENSE and smaller:
             size, name, runs = max(smaller)
             mean, low, high = get_mean_interval(
                 [runs[i]["test_accuracy"] - dense[i]["test_accuracy"] for i in runs if i in dense])
             difference = format_difference(dict(difference_mean=mean, interval_low=low, interval_high=high))
-            texts.append(f"{difference} ({format_family(name)}, {2 * nb_neurons} neurons, {size:,} parameters; dense, "
-                         f"{nb_neurons} neurons, {get_nb_parameters(dense):,} parameters)")
+            texts.append(f"{difference} ({format_family(name)} of {2 * nb_neurons} neurons, {size:,} parameters; dense "
+                         f"of {nb_neurons}, {get_nb_parameters(dense):,})")
     return texts
 
 

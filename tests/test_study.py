@@ -146,12 +146,12 @@ def test_the_answer_is_that_of_the_differences_between_runs(tmp_path):
               for share, widths in ((0.1, (50,)), (1.0, (50,)), (0.1, (100,)))]
     blocks = study.make_blocks({sweep: make_runs(sweep) for sweep in sweeps}, {}, tmp_path)
     answer = " ".join(blocks["answer"].split())
-    assert "better than the dense net in 0, worse in 4 of 4 comparisons on pendigits" in answer
-    assert "at shares 0.1, 1 of" in answer and "with d = 2 and 57% of the parameters" in answer
-    assert answer.count("−0.010 ± 0.005") == 2
-    assert "−0.100 ± 0.005 (SSS-1, 100 neurons, 3,502 parameters; dense, 50 neurons, 3,910 parameters)" in answer
-    assert "reaches 0.600, 0.600 instead of 0.900, 0.900" in answer
-    assert answer.endswith("SSS nets test better than the dense net in 2, worse in 0 of 4 comparisons.")
+    assert "shares 0.1, 1 of" in answer
+    assert "in the paper, test better in 2 (by up to 0.100) and worse in 0 of 4 comparisons with the dense net" in answer
+    assert "accuracy of 0.600, 0.600." in answer and "(dense: 0.900, 0.900)" in answer
+    assert "they test better in 0 and worse in 4 (by up to 0.100) of 4 comparisons" in answer
+    assert "SSS-2 with 57% of the parameters differs by −0.010 ± 0.005, −0.010 ± 0.005 at these shares" in answer
+    assert answer.endswith("−0.100 ± 0.005 (SSS-1 of 100 neurons, 3,502 parameters; dense of 50, 3,910).")
     assert blocks["widths"].count("\n") == 1
     # (0.70 - 0.70) and (0.60 - 0.66) in standard errors of the authors' 24 and these 10 runs
     assert "| SSS-1 | 0.70 ± 0.08 | 0.70 ± 0.01 | 0.0 |" in blocks["authors"]
