@@ -69,14 +69,14 @@ joblib_backend = "loky"  # processes on this machine; "dask": a Dask cluster (pi
 dask_scheduler_address = None  # e.g. "tcp://10.0.0.1:8786"; None: a cluster of processes on this machine
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name, value in globals().items() if name not in _other_names
-                   and getattr(value, "__name__", None) != name]  # those of the block, without what it imports
+HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
 TRAINING_HYPERPARAMETERS = signature(train_model).parameters.keys() & {*HYPERPARAMETERS} - {"seed"}
 
 
 def get_hyperparameters():
-    """{name: value} as the variables are now; nothing below reads them in another way."""
-    return {name: globals()[name] for name in HYPERPARAMETERS}
+    """{name: value} as the variables are now, without what the block imports; nothing below reads them otherwise."""
+    values = {name: globals()[name] for name in HYPERPARAMETERS}
+    return {name: value for name, value in values.items() if getattr(value, "__name__", None) != name}
 
 
 # pattern of the results key -> (net for vectors, net for images); the number in an SSS family's is its statespace_dim
