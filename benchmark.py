@@ -210,7 +210,8 @@ def check_hyperparameters(hyperparameters):
         if nb_neurons % checked["inputoutput_dim"]:
             raise ValueError(f"inputoutput_dim {checked['inputoutput_dim']} does not divide {nb_neurons} neurons")
     check_shares("training_set_shares", checked["training_set_shares"])
-    check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS})
+    check_training_hyperparameters(**{
+        name: checked[name] for name in signature(check_training_hyperparameters).parameters})
     check_positive_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{
         name: checked[name] for name in ("nb_iterations", "nb_threads_per_run", "nb_hidden_layers")})
     check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))

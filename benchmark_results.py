@@ -211,8 +211,8 @@ class ResultsFile:
         needed += self.path.stat().st_size if kept_path else 0
         free = shutil.disk_usage(self.path.parent).free
         if free < needed:
-            raise OSError(f"the disk of {self.path} has {free / 1e3:,.0f} kB left, but the results of "
-                          f"{len(self.missing_runs)} runs may need {needed / 1e3:,.0f} kB")
+            raise OSError(f"the disk of {self.path} has {free // 1000:,} kB left, but the results of "
+                          f"{len(self.missing_runs)} runs may need {-(-needed // 1000):,} kB")
         if kept_path:
             shutil.copy2(self.path, kept_path)  # a copy, so that no crash leaves a folder without the file itself
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training

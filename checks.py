@@ -90,6 +90,11 @@ def check_device(device):
 
 # ---- the hyperparameters of a script ----
 
+class _Hyperparameters(dict):
+    def __missing__(self, name):
+        raise ValueError(f"there is no hyperparameter {name}; is one of these misspelt: {', '.join(self)}?")
+
+
 def check_script_hyperparameters(hyperparameters, folder, functions=()):
     """What all scripts check before they measure anything: their hyperparameters are plain data, device and seed are
     good, and results can be written.
@@ -97,12 +102,12 @@ def check_script_hyperparameters(hyperparameters, folder, functions=()):
     :param hyperparameters: {name: value}
     :param folder: what a relative `result_file` is relative to
     :param functions: names of hyperparameters that hold functions, which are left as they are
-    :return: the same with plain values; a `~` at the start of a path is replaced
+    :return: the same with plain values; a `~` at the start of a path is replaced; ValueError for names it lacks
     """
     if "device" in hyperparameters:
         hyperparameters = {**hyperparameters, "device": check_device(hyperparameters["device"])}
-    plain = {name: value if name in functions else to_plain_data(name, value)
-             for name, value in hyperparameters.items()}
+    plain = _Hyperparameters({name: value if name in functions else to_plain_data(name, value)
+                              for name, value in hyperparameters.items()})
     for name in plain.keys() & {"result_file", "datasets_folder"}:
         plain[name] = _check_path(name, plain[name])
     if "seed" in plain:

@@ -153,7 +153,7 @@ def get_dataset_name_for_loading_function(loading_function):
     name = re.fullmatch(r"load_(\w+)_data", str(getattr(loading_function, "__name__", "")))
     if not name or not callable(loading_function):
         raise ValueError(f"a data set needs a function named like load_digits_data, with the data set's name in the "
-                         f"middle, got {loading_function!r}; write def load_NAME_data(datasets_folder): ...")
+                         f"middle, got {loading_function!r:.200}; write def load_NAME_data(datasets_folder): ...")
     return name[1]
 
 

@@ -72,7 +72,7 @@ def new_panels(results):
     A share that has no place in the results of a dataset, as several sweeps taken together may have, gets no panel.
     """
     keys = [(dataset, share) for dataset, share in dict.fromkeys(product(
-        results["dataset_names"], results["training_set_shares"])) if share in results.get(dataset, [share])]
+        results["dataset_names"], results["training_set_shares"])) if share in (results.get(dataset) or [share])]
     nb_shares = len(set(results["training_set_shares"]))
     # One row per dataset, unless that is too wide, or there is one share only, or not the same ones everywhere.
     nb_columns = max(1, min(4, len(keys)))

@@ -85,13 +85,13 @@ def test_results_do_not_depend_on_the_number_of_jobs(sweep, results, reference):
 
 
 def test_results_do_not_depend_on_the_form_of_the_arrays_or_on_the_number_of_jobs_that_read_them(
-        sweep, results, reference, tmp_path, monkeypatch):
+        sweep, results, reference, tmp_path):
     def load_other_form(datasets_folder):
         (X_train, y_train), (X_test, y_test) = load_digits_data()
         X_test = np.asfortranarray(X_test[::-1])[::-1]
         return (X_train.astype(">f8"), y_train.astype(">i2")), (X_test, y_test.astype(np.uint8))
 
-    monkeypatch.setattr(benchmark, "get_dataset_name_for_loading_function", lambda function: "digits")
+    load_other_form.__name__ = "load_digits_data"
     for nb_jobs in (1, 2):
         file = f"{nb_jobs}.p"
         assert sweep(dataset_loading_functions=[load_other_form], nb_jobs=nb_jobs, result_file=tmp_path / file) == 0
@@ -453,7 +453,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
     (dict(result_file=None), "result_file must be the name of a file"),
-    (dict(result_file="r.png"), "does not end in .png or .pdf, got 'r.png'"),
+    (dict(result_file="r.png"), "result_file must not end in .png, which other files do, got 'r.png'"),
     (dict(result_file="r.pdf"), "got 'r.pdf'"),
     (dict(inputoutput_dim=4), "inputoutput_dim 4 does not divide 6 neurons"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
@@ -511,3 +511,11 @@ def test_the_dask_backend_without_dask_says_what_to_install(sweep, monkeypatch, 
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     assert sweep(joblib_backend="dask") == 2
     assert 'pip install "dask[distributed]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "nb_iterations", "result_file"])
+def test_a_misspelt_name_is_noticed_before_anything_runs(name):
+    hyperparameters = benchmark.get_hyperparameters()
+    hyperparameters[name[1:]] = hyperparameters.pop(name)
+    with pytest.raises(ValueError, match=f"there is no hyperparameter {name}; .*{name[1:]}"):
+        benchmark.check_hyperparameters(hyperparameters)

@@ -409,3 +409,10 @@ def test_the_home_folder_is_read_from_and_written_to(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path))
     (tmp_path / "sweep.p").write_bytes(pickle.dumps(make_results()))
     assert plot_results.main(["~/sweep.p"]) == 0 and (tmp_path / "sweep.png").exists()
+
+
+def test_sweeps_taken_together_have_panels_for_their_own_shares_only():
+    digits, mnist = make_results(["digits"], shares=[0.1]), make_results(["mnist"], shares=[1.0])
+    together = {**digits, **mnist, "dataset_names": ["digits", "mnist"], "training_set_shares": [0.1, 1.0]}
+    assert [ax.get_title() for ax in plot_differences(together).axes] == [
+        "digits\ntraining share 0.1", "mnist\ntraining share 1"]

@@ -159,7 +159,8 @@ def test_the_answer_is_that_of_the_differences_between_runs(tmp_path):
     assert "The largest difference is 3.5 standard errors" in blocks["authors"]
     assert blocks["runs"].startswith("180 runs, 18.0 hours")
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"study_{name}.{ending}" for name in ("differences", "widths", "curves") for ending in ("png", "pdf")}
+        f"study_{name}.{ending}" for name in ("differences", "widths_as_in_the_paper", "widths_trained_well", "curves")
+        for ending in ("png", "pdf")}
 
 
 def test_a_part_of_cifar10_is_read_and_what_is_no_array_is_refused(tmp_path):
