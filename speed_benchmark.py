@@ -126,7 +126,7 @@ def check_hyperparameters():
             make_net("standard_nn", shape, nb_classes)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"rectangular_sizes or epoch_cases: {problem}") from problem
-    return hyperparameters
+    return dict(hyperparameters)
 
 
 def make_layer(name, n, nb_outputs=None):
