@@ -84,11 +84,11 @@ def format_answer(pendigits, widths):
     of_ss_2 = [row for row in well if row["model_name"] == "ss_2_dim"]
     shares = ", ".join(f"{row['share']:g}" for row in of_ss_2)
     return textwrap.fill(
-        f"On pendigits, nets of 50 neurons with an SSS matrix (state dimensions 1 to 5, shares {shares} of the training "
-        f"data), trained as in the paper, test {count_verdicts(paper)}, which has an accuracy of "
+        f"On pendigits, nets of 50 neurons with an SSS matrix (state dimensions 1 to 5, shares {shares} of the "
+        f"training data), trained as in the paper, test {count_verdicts(paper)}, which has an accuracy of "
         f"{list_dense(pendigits[PAPER])}. "
-        f"Trained well, with standardised inputs and one softmax in the loss (dense: {list_dense(pendigits[WELL])}), they "
-        f"test {count_verdicts(well)}, and SSS-2 with {of_ss_2[0]['parameter_ratio']:.0%} of the parameters differs by "
+        f"Trained well, with standardised inputs and one softmax in the loss (dense: {list_dense(pendigits[WELL])}), "
+        f"they test {count_verdicts(well)}, and SSS-2 with {of_ss_2[0]['parameter_ratio']:.0%} of the parameters differs by "
         f"{', '.join(map(format_difference, of_ss_2))} at these shares. "
         f"From a narrower dense net of about equal size, trained well, SSS nets differ by "
         f"{' and '.join(compare_at_equal_size(combine({'': widths[WELL]})))}.",

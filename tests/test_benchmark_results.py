@@ -228,7 +228,7 @@ def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_co
     monkeypatch.setattr(benchmark_results, "BYTES_PER_RUN", 0)
     monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type(
         "Usage", (), {"free": path.stat().st_size - 1}))
-    with pytest.raises(OSError, match="0 kB left, but the results of 3 runs may need 1 kB"):  # for the copy that is kept
+    with pytest.raises(OSError, match="0 kB left, but the results of 3 runs may need 1 kB"):  # for the copy
         open_file(path, seed=1)
     assert load_results(path) == old.results and len(list(path.parent.iterdir())) == 1
     assert "complete" in finished_file(path).message

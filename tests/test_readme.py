@@ -1,4 +1,4 @@
-"""What README.md and docs/running.md show runs: the layer in a folder with exactly the files named, data of one's own."""
+"""What README.md and docs/running.md show runs: the layer in a folder with exactly the files named, own data."""
 
 import re
 import shutil

@@ -147,7 +147,7 @@ def test_the_answer_is_that_of_the_differences_between_runs(tmp_path):
     blocks = study.make_blocks({sweep: make_runs(sweep) for sweep in sweeps}, {}, tmp_path)
     answer = " ".join(blocks["answer"].split())
     assert "shares 0.1, 1 of" in answer
-    assert "in the paper, test better in 2 (by up to 0.100) and worse in 0 of 4 comparisons with the dense net" in answer
+    assert "in the paper, test better in 2 (by up to 0.100) and worse in 0 of 4 comparisons with the dense" in answer
     assert "accuracy of 0.600, 0.600." in answer and "(dense: 0.900, 0.900)" in answer
     assert "they test better in 0 and worse in 4 (by up to 0.100) of 4 comparisons" in answer
     assert "SSS-2 with 57% of the parameters differs by −0.010 ± 0.005, −0.010 ± 0.005 at these shares" in answer
