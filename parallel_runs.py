@@ -7,7 +7,6 @@ workers by value, so they import neither.
 """
 
 import asyncio
-import logging
 import multiprocessing
 import os
 import pickle
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from digests import list_imported_files
 
 # joblib's word on an interrupt, which is no news to who interrupts.
-warnings.filterwarnings("ignore", r"\d+ tasks (which were still being processed|have been)", UserWarning)
+warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed", UserWarning)
 _one_run_at_a_time = threading.Lock()  # also in a Dask worker with several threads: runs may draw global random numbers
 
 
