@@ -84,16 +84,13 @@ PROTOCOLS = {
     "trained well": {"standardise_inputs": True, "softmax_twice": False},
 }
 SWEEPS = [  # data, protocol, share, numbers of neurons, iterations
-    Sweep(load_digits_data, "as in the paper", 1.0, (50,), 10),
-    Sweep(load_digits_data, "trained well", 1.0, (50,), 10),
-    Sweep(load_mnist_data, "as in the paper", 0.2, (50,), 5),
-    Sweep(load_mnist_data, "trained well", 0.2, (50,), 5),
-    Sweep(load_cifar10_data, "as in the paper", 1.0, (50,), 5),
-    Sweep(load_cifar10_data, "trained well", 1.0, (50,), 5),
-    Sweep(load_hand_posture_data, "as in the paper", 1.0, (50,), 10),
-    Sweep(load_hand_posture_data, "trained well", 1.0, (50,), 10),
-    Sweep(load_pendigits_data, "as in the paper", 0.1, (25, 100, 200), 10),
-    Sweep(load_pendigits_data, "trained well", 0.1, (25, 100, 200), 10),
+    *(Sweep(load_data, protocol, *settings) for load_data, *settings in (
+        (load_digits_data, 1.0, (50,), 10),
+        (load_mnist_data, 0.2, (50,), 5),
+        (load_cifar10_data, 1.0, (50,), 5),
+        (load_hand_posture_data, 1.0, (50,), 10),
+        (load_pendigits_data, 0.1, (25, 100, 200), 10),
+    ) for protocol in PROTOCOLS),
     # so many that the 95 % intervals of the SSS nets' differences to the dense net are about +-0.02 or less; as in the
     # paper at share 1 that would take 300 iterations and the whole study well over an hour
     Sweep(load_pendigits_data, "trained well", 0.1, (50,), 40),
