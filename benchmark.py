@@ -2,7 +2,7 @@
 accuracy and number of parameters.
 
 `python benchmark.py` trains every combination of the hyperparameters below, prints a table and leaves
-`benchmark_result.p` and figures beside this script. Started again it resumes or extends what is there.
+`benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes or extends what is there.
 """
 
 import re
@@ -74,9 +74,8 @@ TRAINING_HYPERPARAMETERS = signature(train_model).parameters.keys() & {*HYPERPAR
 
 
 def get_hyperparameters():
-    """{name: value} as the variables are now, without what the block imports; nothing below reads them otherwise."""
-    values = {name: globals()[name] for name in HYPERPARAMETERS}
-    return {name: value for name, value in values.items() if getattr(value, "__name__", None) != name}
+    """{name: value} as the variables are now; nothing below reads them in another way."""
+    return {name: globals()[name] for name in HYPERPARAMETERS}
 
 
 # pattern of the results key -> (net for vectors, net for images); the number in an SSS family's is its statespace_dim

@@ -18,8 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from digests import digest_code
-
 # Hyperparameters that only choose which runs there are: a sweep with more of them contains all runs of one with less.
 SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list")
 # Hyperparameters that change neither the runs nor their results; the data themselves are compared.
@@ -80,16 +78,33 @@ def save_results(results, path):
     :raises OSError: the file cannot be written; the old one is untouched
     :raises TypeError: results hold anything but plain Python data
     """
+    with written_beside(path) as beside, beside.open("wb") as file:
+        _PlainPickler(file, protocol=4).dump(results)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def written_beside(path):
+    """The path of a file to write, beside another one whose place it takes afterwards, if nothing was raised."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        with beside.open("wb") as file:
-            _PlainPickler(file, protocol=4).dump(results)
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
         replace_file(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def finish_script(script, result, path, plot):
+    """Save a script's result in the end, an older file kept, and its figure beside; the exit status, 0 or 2."""
+    try:
+        save_in_the_end(result, path, keep_old=True)
+        plot(result).savefig(path.with_suffix(".png"), dpi=100)
+    except Exception as problem:  # the result is safe, whatever it is
+        print(f"{script}: {problem}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def save_in_the_end(results, path, keep_old=False):
@@ -156,11 +171,8 @@ def lock_results(path):
         lock.release()
 
 
-def get_environment(device, source_files=()):
-    """{name: str or int} of what the results may depend on beside the hyperparameters.
-
-    :param source_files: paths of scripts; with some, "source_digest" is that of their code, without hyperparameters
-    """
+def get_environment(device):
+    """{name: str or int} of what the results may depend on beside the hyperparameters."""
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in ("torch", "numpy", "scikit-learn")},
@@ -169,7 +181,6 @@ def get_environment(device, source_files=()):
         "nb_cores": os.cpu_count(),
         "device": str(device),
         "start_time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        **({"source_digest": digest_code(*map(Path, source_files))} if source_files else {}),
     }
 
 

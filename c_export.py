@@ -16,7 +16,6 @@ it is at m = 1. For few neurons or large states a single stage is best, the dens
 """
 
 import copy
-import os
 import re
 from collections import namedtuple
 from functools import reduce
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmark_results import written_beside
 from c_code import CFunction, join, write_copy, write_header, write_loop, write_product, write_test
 from checks import check_finite, check_positive_integers, check_writable
 from model_training import get_nb_model_parameters
@@ -76,12 +76,8 @@ def export_to_c(module, path, name="net", sample_inputs=None):
     test = "" if sample_inputs is None else write_test(name, *_get_samples_and_scores(module, functions, sample_inputs))
     text = write_header(name, type(module).__name__, get_nb_model_parameters(module),
                         f"PyTorch {torch.__version__} and NumPy {np.__version__}", functions, test)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
+    with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ---- nets ----
@@ -113,7 +109,9 @@ def _write_functions(module, name):
 def _get_kind(module, where, kinds):
     """Of which of the classes a module is. One with a forward of its own is of none: that may compute anything."""
     for kind in kinds:
-        if isinstance(module, kind) and getattr(module.forward, "__func__", None) is kind.forward:
+        methods = [name for name in ("forward", "scores") if hasattr(kind, name)]
+        if isinstance(module, kind) and all(getattr(getattr(module, name), "__func__", None) is getattr(kind, name)
+                                            for name in methods):
             return kind
     raise ValueError(f"export_to_c cannot write {type(module).__name__}{f' ({where})' if where else ''}, only "
                      f"{', '.join(kind.__name__ for kind in kinds)}, and no subclass with another forward")
@@ -266,8 +264,7 @@ def _get_samples_and_scores(module, functions, sample_inputs):
     if tuple(X.shape[1:]) != shape or len(X) == 0:
         raise ValueError(f"sample_inputs must have shape (batch, {', '.join(map(str, shape))}), got {tuple(X.shape)}")
     check_finite(sample_inputs=X)
-    X, exact, scores = X.float().double(), copy.deepcopy(module).cpu().float().double(), []
-    exact.get_submodule(functions[-1].where).register_forward_hook(lambda module, inputs, output: scores.append(output))
+    X, exact = X.float().double(), copy.deepcopy(module).cpu().float().double()
     with torch.no_grad():
-        exact(X)
-    return X.flatten(1).numpy(), scores[0].numpy()
+        scores = getattr(exact, "scores", exact)(X)
+    return X.flatten(1).numpy(), scores.numpy()

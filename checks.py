@@ -107,7 +107,8 @@ def check_script_hyperparameters(hyperparameters, folder, functions=()):
     if "device" in hyperparameters:
         hyperparameters = {**hyperparameters, "device": check_device(hyperparameters["device"])}
     plain = _Hyperparameters({name: value if name in functions else to_plain_data(name, value)
-                              for name, value in hyperparameters.items()})
+                              for name, value in hyperparameters.items()
+                              if getattr(value, "__name__", None) != name})  # what their block imports is none
     for name in plain.keys() & {"result_file", "datasets_folder"}:
         plain[name] = _check_path(name, plain[name])
     if "seed" in plain:

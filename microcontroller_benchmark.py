@@ -30,12 +30,12 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 import benchmark
-from benchmark_results import Run, get_environment, save_in_the_end
+from benchmark_results import Run, finish_script, get_environment
 from c_export import export_to_c
 from checks import check_choice, check_distinct, check_positive_integers, check_script_hyperparameters
 from console import prints_without_failing
 from datasets import is_available, load_digits_data, load_pendigits_data
-from digests import derive_seed
+from digests import derive_seed, digest_code
 from emulated_core import CORES, check_packages, measure_calls
 from model_training import get_accuracy_score, get_loss_and_accuracy, get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
@@ -85,9 +85,6 @@ nb_jobs = -1  # programs that are compiled and executed at a time; -1: one per c
 HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
 TOLERANCE = 2e-5  # of scores, relative to the largest one: rounding of float32
 FOLDER = Path(__file__).resolve().parent
-SOURCE_FILES = [FOLDER / f"{name}.py" for name in (
-    "microcontroller_benchmark", "emulated_core", "c_export", "c_code", "benchmark", "checks", "datasets", "digests",
-    "model_training", "realisation", "standardmodels", "semiseparablemodels", "rank1models")]
 SCORES = '#include "{}.h"\nint run(const float *x, float *y) {{ net_scores(x, y); return 0; }}\n'
 CLASSIFICATION = '#include "{}.h"\nint run(const float *x, float *y) {{ (void)y; return net_classify(x); }}\n'
 
@@ -163,7 +160,7 @@ def measure(hyperparameters, sweep):
         accuracy, nb_test_samples: of the C code
         nb_ties: samples that the C code puts into another class, whose score is the same to rounding
     """
-    environment = {**get_environment("cpu", SOURCE_FILES), **{
+    environment = {**get_environment("cpu"), "source_digest": digest_code(Path(__file__)), **{
         package: importlib.metadata.version(package) for package in ("ziglang", "unicorn")}}
     with tempfile.TemporaryDirectory() as folder:
         cases = list(tqdm(make_cases(hyperparameters, sweep, folder), "nets and their C code", disable=None))
@@ -236,11 +233,7 @@ def make_case(folder, program, kind, n, name, module, X, labels=None):
 @torch.no_grad()
 def get_scores(module, X):
     """What the softmax of a net is applied to, or the output of a layer; (N, ...) -> (N, outputs)."""
-    scores, net = [], getattr(module, "vector_net", module)
-    hook = getattr(net, "output_layer", net).register_forward_hook(lambda layer, inputs, output: scores.append(output))
-    module(X)
-    hook.remove()
-    return scores[0]
+    return getattr(module, "scores", module)(X)
 
 
 @torch.no_grad()
@@ -370,14 +363,8 @@ def main():
         print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
         return 1
     print(*filter(None, (format_table(result["rows"]), format_trained(result["trained"]))), sep="\n\n")
-    path = FOLDER / hyperparameters["result_file"]
-    try:
-        save_in_the_end(result, path, keep_old=True)
-        plot_microcontroller(result).savefig(path.with_suffix(".png"), dpi=100)
-    except Exception as problem:  # the result is safe, whatever it is
-        print(f"microcontroller_benchmark.py: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return finish_script("microcontroller_benchmark.py", result, FOLDER / hyperparameters["result_file"],
+                         plot_microcontroller)
 
 
 if __name__ == "__main__":

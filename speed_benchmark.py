@@ -35,9 +35,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmark_results import get_environment, save_in_the_end
+from benchmark_results import finish_script, get_environment
 from checks import check_finite_numbers, check_integers, check_positive_integers, check_script_hyperparameters
 from console import prints_without_failing
+from digests import digest_code
 from model_training import get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
@@ -84,14 +85,11 @@ initialisation_sizes = [500]  # n for which the paper's initialisation is timed;
 initialisation_statespace_dim = 5  # d of these layers
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name, value in globals().items() if name not in _other_names
-                   and getattr(value, "__name__", None) != name]  # those of the block, without what it imports
+HYPERPARAMETERS = [name for name in globals() if name not in _other_names]  # those of the block
 LISTS = ("nb_neurons_list", "rectangular_sizes", "batch_sizes", "statespace_dims", "epoch_cases", "epoch_layers",
          "memory_case", "memory_layers", "initialisation_sizes")
 BUSY = "* The quartiles differ by more than a factor of 1.5, or other programs took 0.2 cores: this machine is busy."
 FOLDER = Path(__file__).resolve().parent
-SOURCE_FILES = [FOLDER / f"{name}.py" for name in ("speed_benchmark", "checks", "realisation", "standardmodels",
-                                                   "semiseparablemodels", "rank1models", "model_training")]
 
 
 def check_hyperparameters():
@@ -292,7 +290,8 @@ def measure(hyperparameters):
     - epochs, memory, initialisation: a list of dicts each, empty if left out; NaN where memory ran out or is unknown
     """
     set_up(hyperparameters)
-    environment = {**get_environment(device, SOURCE_FILES), "nb_threads": torch.get_num_threads(),
+    environment = {**get_environment(device), "source_digest": digest_code(Path(__file__)),
+                   "nb_threads": torch.get_num_threads(),
                    "gpu": torch.cuda.get_device_name(device) if "cuda" in device else None}
     rows = []
     for n, nb_outputs in tqdm([*((n, n) for n in nb_neurons_list), *rectangular_sizes], "layers", disable=None):
@@ -405,15 +404,9 @@ def main():
     except ValueError as problem:
         print(f"speed_benchmark.py: {problem}", file=sys.stderr)
         return 2
-    result, path = measure(hyperparameters), FOLDER / result_file
+    result = measure(hyperparameters)
     print(format_table(result["rows"]), format_further_measurements(result), sep="\n\n")
-    try:
-        save_in_the_end(result, path, keep_old=True)
-        plot_speed(result).savefig(path.with_suffix(".png"), dpi=100)
-    except Exception as problem:  # the result is safe, whatever it is
-        print(f"speed_benchmark.py: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return finish_script("speed_benchmark.py", result, FOLDER / result_file, plot_speed)
 
 
 if __name__ == "__main__":

@@ -323,6 +323,11 @@ class OtherForward(StandardTHLFFNN):
         return super().forward(2 * X)
 
 
+class OtherScores(StandardTHLFFNN):
+    def scores(self, X):
+        return super().scores(2 * X)
+
+
 def replace(module, where, other):
     setattr(module.get_submodule(where.rpartition(".")[0]), where.rpartition(".")[2], other)
     return module
@@ -342,6 +347,7 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
     (lambda: nn.Conv2d(1, 1, 3), "cannot write Conv2d, only Linear, SemiseparableLayer, Rank1Layer, FeedForwardNet"),
     (lambda: nn.Sequential(nn.Linear(6, 4)), "cannot write Sequential"),
     (lambda: OtherForward(6, 4, 9), "cannot write OtherForward"),
+    (lambda: OtherScores(6, 4, 9), "cannot write OtherScores"),
     (lambda: torch.ao.quantization.quantize_dynamic(ffnn(), {nn.Linear}), "cannot write Linear (input_layer)"),
     (lambda: replace(ffnn(), "hidden_layers.0", nn.LayerNorm(9)), "cannot write LayerNorm (hidden_layers.0)"),
     (lambda: replace(ffnn(), "output_layer", ffnn()), "cannot write StandardTHLFFNN (output_layer)"),
