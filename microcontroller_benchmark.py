@@ -37,7 +37,7 @@ from console import prints_without_failing
 from datasets import is_available, load_digits_data, load_pendigits_data
 from digests import derive_seed, digest_code
 from emulated_core import CORES, check_packages, measure_calls
-from model_training import get_accuracy_score, get_loss_and_accuracy, get_nb_model_parameters, train_model
+from model_training import get_loss_and_accuracy, get_nb_model_parameters, train_model
 from plot_results import ResultFigure, get_family_style
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
