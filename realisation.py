@@ -69,9 +69,14 @@ def get_used_entries(shapes, stacked_shape):
     return (torch.arange(nb_rows) < rows)[:, :, None] & (torch.arange(nb_columns) < columns)[:, None, :]
 
 
-def get_padded_positions(dims):
-    """Where entries of parts with given sizes lie if each part is padded to the size of the first: (sum(dims),)."""
-    return torch.cat([k * dims[0] + torch.arange(size) for k, size in enumerate(dims)])
+def get_padded_positions(dims, chunk_length):
+    """Where the entries of chunks of stages with these sizes lie if each stage is padded to the size of the first:
+    (chunks, most entries of a chunk), zeros at the end of chunks that have fewer. None if all stages are equal."""
+    if dims[0] == dims[-1]:
+        return None
+    stages = [k % chunk_length * dims[0] + torch.arange(size) for k, size in enumerate(dims)]
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.cat(stages[k:k + chunk_length]) for k in range(0, len(stages), chunk_length)], batch_first=True)
 
 
 # ---- from a dense matrix to state matrices ----

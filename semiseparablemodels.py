@@ -8,23 +8,22 @@ entries, the output into K slices y_k of p entries, and two recursions carry a s
     y_k     = C_k x_k + D_k u_k + G_k z_k       (+ bias)
 
 With states of d entries this takes K (d + m) (d + p) parameters and operations each way, not K² m p. Such is
-`recursion`. `forward` gives the same faster: K tiny products one after the other would spend all time on calls, so
-neighbouring stages are merged first, exactly, into chunks of about 64 inputs:
+`recursion`. K tiny products one after the other would spend all time on calls, so `forward` merges neighbouring stages
+first, exactly, into chunks of 32 or more inputs and outputs:
 
     1. stage matrices    every stage as one matrix M_k with [y_k; x_{k+1}] = M_k [x_k; u_k]
     2. merge             two neighbouring stages are one stage with twice the inputs, again and again
     3. apply the chunks  states from inputs, a short recursion over the chunks, outputs from states and inputs
 
-The anticausal part is causal if the stages are taken in reverse order, so that steps 1 and 2 handle both parts alike,
-stacked in one batch. The backward pass is the paper's backpropagation through states: autograd's, and in step 3 that
-of the recursion over the chunks, written out.
+The anticausal part is causal if the stages are taken in reverse order, so steps 1 and 2 handle both in one batch. The
+backward pass, the paper's backpropagation through states, is autograd's in steps 1 and 2 and written out in step 3.
 
 Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39; Chandrasekaran et al., SIAM J. Matrix Anal. Appl. 27(2), 2005.
 """
 
 import math
 import warnings
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import nn
@@ -36,8 +35,9 @@ from realisation import (INITIALISATIONS, get_padded_positions, get_random_gloro
                          get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise)
 from standardmodels import ConvNet, FeedForwardNet
 
-LARGEST_DENSE_SIZE = 128  # up to here one chunk, that is the dense matrix and one product, is fastest
-CHUNK_SIZE = 64  # inputs per chunk above; the optimum is flat
+LARGEST_DENSE_SIZE = 128  # sqrt(n n') up to which one chunk, that is the dense matrix and one product, is fastest
+CHUNK_SIZE = 32  # of the chunks of larger layers, at least; the optimum is flat
+CHUNK_SIZE_PER_STATE = 4  # at least, or chunks have more work with their states than with inputs and outputs
 
 
 class SemiseparableLayer(nn.Module):
@@ -90,10 +90,7 @@ class SemiseparableLayer(nn.Module):
         self.F = zeros(K, d, m)  # input to anticausal state
         self.G = zeros(K, p, d)  # anticausal state to output
         self.register_parameter("bias", zeros(output_size) if bias else None)
-        self._nb_chunks = 1
-        if K * max(m, p) > LARGEST_DENSE_SIZE:
-            # Chunks must be longer than their two states, or handling these costs more than the inputs do.
-            self._nb_chunks = math.ceil(K / 2 ** round(math.log2(max(CHUNK_SIZE, 2 * d, m, p) / max(m, p))))
+        self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -101,13 +98,14 @@ class SemiseparableLayer(nn.Module):
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
-            is_used = _stage_matrices(**{name: get_used_entries(shapes, getattr(self, name).shape)
-                                         for name, shapes in self.stage_shapes.items()})
+            is_used = _stage_matrices(self._chunk_length, **{
+                name: get_used_entries(shapes, getattr(self, name).shape)
+                for name, shapes in self.stage_shapes.items()})
+            self.register_buffer("_is_padding", ~is_used, persistent=False)
+            for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
+                self.register_buffer(name, get_padded_positions(dims, self._chunk_length), persistent=False)
         self._set_parameters(values)
-        self.register_buffer("_is_padding", ~is_used.to(self.D.device), persistent=False)
-        for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
-            index = get_padded_positions(dims).to(self.D.device) if dims[0] != dims[-1] else None
-            self.register_buffer(name, index, persistent=False)
+        self.to(self.D.device)
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
@@ -192,23 +190,16 @@ class SemiseparableLayer(nn.Module):
 
     def _apply_matrix(self, u, bias):
         """T u + bias, (batch, n) -> (batch, n')"""
-        M = _stage_matrices(self.A, self.B, self.C, self.D, self.E, self.F, self.G).masked_fill(self._is_padding, 0)
-        chunks = [matrices.to(u.dtype) for matrices in _merge_stages(M, *self.D.shape[1:], self._nb_chunks)]
-        bias = bias if bias is None else bias.to(u.dtype)
-        if self._nb_chunks == 1:
-            T = chunks[0][0]  # (K p, K m), of which an uneven split uses a part
-            T = T if self._output_index is None else T.index_select(0, self._output_index)
-            return functional.linear(u, T if self._input_index is None else T.index_select(1, self._input_index), bias)
-        A, B, C, D, E, F, G = chunks
-        nb_chunks, nb_outputs, nb_inputs = D.shape
-        u = _spread(u, self._input_index, nb_chunks * nb_inputs)
-        bias = u.new_zeros(nb_chunks * nb_outputs) if bias is None else _spread(
-            bias, self._output_index, nb_chunks * nb_outputs)
+        M = _stage_matrices(self._chunk_length, self.A, self.B, self.C, self.D, self.E, self.F, self.G)
+        chunks = _merge_stages(M.masked_fill(self._is_padding, 0), self._chunk_length, *self.D.shape[1:],
+                               self._output_index, self._input_index)
+        chunks = [matrices.to(u.dtype) for matrices in chunks]
+        bias = u.new_zeros(self.output_size) if bias is None else bias.to(u.dtype)
+        if len(chunks) == 1:
+            return functional.linear(u, chunks[0][0, :self.output_size, :self.input_size], bias)
         # Compilers and functorch's transforms cannot see through what _ApplyChunks writes in place.
         plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        y = (_apply_chunks if plain else _ApplyChunks.apply)(u, A, B, C, D, E, F, G, bias)
-        return y.index_select(1, self._output_index) if self._output_index is not None else (
-            y[..., :self.output_size].contiguous())
+        return (_apply_chunks if plain else _ApplyChunks.apply)(self._runs, u, bias, *chunks)
 
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
@@ -221,13 +212,6 @@ class SemiseparableLayer(nn.Module):
             warnings.warn(f"SemiseparableLayer({self.input_size}, {self.statespace_dim}, ..) has {nb_parameters:,} "
                           f"parameters, more than twice the {nb_dense:,} of a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=3)
-
-
-def _spread(values, index, size):
-    """Values (.., n) at the given places of zeros (.., size), the first ones if index is None."""
-    if index is not None:
-        return values.new_zeros(*values.shape[:-1], size).index_copy_(-1, index, values)
-    return functional.pad(values, (0, size - values.shape[-1])) if size > values.shape[-1] else values
 
 
 def _recursion(u, A, B, C, D, E, F, G):
@@ -246,42 +230,56 @@ def _recursion(u, A, B, C, D, E, F, G):
 
 # ---- steps 1 and 2: stage matrices, merged into those of the chunks ----
 
-def _stage_matrices(A, B, C, D, E, F, G):
-    """Step 1: M (2 K, p + d, d + m), [[C_k, D_k], [A_k, B_k]] of the causal part for k = 0 .. K-1, then [[G_k, 0],
-    [E_k, F_k]] of the anticausal one for k = K-1 .. 0, the order in which its state passes the stages.
+def _get_chunks(input_dims, output_dims, d):
+    """(stages of a chunk, a power of two; the chunks in runs of equal ones, whose parts of u, or y, are one view). Runs
+    are listed as (slice of the chunks, slice of all inputs, slice of all outputs, inputs of each, outputs of each)."""
+    stages, size = list(zip(input_dims, output_dims)), math.sqrt(sum(input_dims) * sum(output_dims))
+    share = 1 if size <= LARGEST_DENSE_SIZE else min(1, max(CHUNK_SIZE, CHUNK_SIZE_PER_STATE * d) / size)
+    chunk_length, runs, starts = 2 ** math.ceil(math.log2(max(1, len(stages) * share))), [], (0, 0, 0)
+    for chunk, equal_chunks in groupby(stages[k:k + chunk_length] for k in range(0, len(stages), chunk_length)):
+        nb_chunks, sizes = len(list(equal_chunks)), list(map(sum, zip(*chunk)))
+        ends = [start + nb_chunks * size for start, size in zip(starts, (1, *sizes))]
+        runs.append((*map(slice, starts, ends), *sizes))
+        starts = ends
+    return chunk_length, runs
 
-    Rows: the p outputs of a stage and the state that leaves it; columns: the state that enters it and its m inputs.
-    """
+
+def _stage_matrices(chunk_length, A, B, C, D, E, F, G):
+    """Step 1: M (2 K', p + d, d + m), [[C_k, D_k], [A_k, B_k]] of the causal part for k = 0 .. K'-1, then [[G_k, 0],
+    [E_k, F_k]] of the anticausal one for k = K'-1 .. 0, the order in which its state passes the stages. Empty stages,
+    which take and give nothing and carry the state on, fill the last chunk up: K' is a multiple of chunk_length."""
     causal = torch.cat((torch.cat((C, D), 2), torch.cat((A, B), 2)), 1)
     anticausal = torch.cat((torch.cat((G, torch.zeros_like(D)), 2), torch.cat((E, F), 2)), 1)
-    return torch.cat((causal, anticausal.flip(0)))
+    (K, p, m), d = D.shape, A.shape[1]
+    carry = functional.pad(torch.eye(d, device=D.device, dtype=D.dtype), (0, m, p, 0)).expand(-K % chunk_length, -1, -1)
+    return torch.cat((causal, carry, carry, anticausal.flip(0)))
 
 
-def _merge_stages(M, p, m, nb_chunks):
-    """Step 2: stage matrices M (2 K, p + d, d + m) -> A (chunks, d, d), B (chunks, d, inputs), C (chunks, outputs, d),
-    D (chunks, outputs, inputs), E, F, G of the chunks, which are stages again; of a single one, which no state enters,
-    D only."""
-    K, d = len(M) // 2, M.shape[2] - m
-    S = math.ceil(K / nb_chunks)  # stages of a chunk
-    M = M.unflatten(0, (2, K))
-    if nb_chunks * S > K:  # empty stages belong at the end, which the anticausal state passes first
-        M = _add_empty_stages(M, d, nb_chunks * S)
-        M = torch.stack((M[0], M[1].roll(nb_chunks * S - K, 0)))
-    M = _add_empty_stages(M.reshape(2 * nb_chunks, S, p + d, d + m), d, 2 ** (S - 1).bit_length()).flatten(0, 1)
+def _merge_stages(M, S, p, m, output_index=None, input_index=None):
+    """Step 2: stage matrices M (2 K', p + d, d + m) -> A (chunks, d, d), B (chunks, d, S m), C (chunks, S p, d),
+    D (chunks, S p, S m), E, F, G of the chunks of S stages, which are stages again; of a single one, which no state
+    enters, D only. Of outputs and inputs only those in the index are kept, if there is one, (chunks, entries)."""
+    nb_chunks, d = len(M) // (2 * S), M.shape[2] - m
     while len(M) > 2 * nb_chunks:
         M = _merge_pairs(M, d)
-    # The chunks' own A .. G; what belongs to empty stages in them is left out.
-    M, nb_empty = _flush_denormals(M).unflatten(0, (2, nb_chunks)), 2 ** (S - 1).bit_length() - S
-    Y, _, X = M.split_with_sizes((S * p, nb_empty * p, d), 2)
-    (C, G), (D, D_anticausal), _ = Y.split_with_sizes((d, S * m, nb_empty * m), 3)
+    Y, X = _flush_denormals(M).unflatten(0, (2, nb_chunks)).split_with_sizes((S * p, d), 2)
+    (C, G), (D, D_anticausal) = Y.split_with_sizes((d, S * m), 3)
     # The anticausal part back into the order of the causal one: the chunks, and the stages in rows and columns
     D = D + D_anticausal.reshape(nb_chunks, S, p, S, m).flip(0, 1, 3).reshape(nb_chunks, S * p, S * m)
+    D = _take(_take(D, output_index, 1), input_index, 2)
     if nb_chunks == 1:
         return [D]
-    (A, E), (B, F), _ = X.split_with_sizes((d, S * m, nb_empty * m), 3)
+    (A, E), (B, F) = X.split_with_sizes((d, S * m), 3)
     F = F.reshape(nb_chunks, d, S, m).flip(0, 2).reshape(nb_chunks, d, S * m)
     G = G.reshape(nb_chunks, S, p, d).flip(0, 1).reshape(nb_chunks, S * p, d)
+    B, F = (_take(matrices, input_index, 2) for matrices in (B, F))
+    C, G = (_take(matrices, output_index, 1) for matrices in (C, G))
     return A, B, C, D, E.flip(0), F, G
+
+
+def _take(matrices, index, dim):
+    """Those rows, in dimension 1, or columns, in 2, of matrices (chunks, rows, columns) that the index has, if any."""
+    return matrices if index is None else torch.take_along_dim(matrices, index.unsqueeze(3 - dim), dim)
 
 
 def _merge_pairs(M, d):
@@ -298,15 +296,6 @@ def _merge_pairs(M, d):
     return torch.cat((functional.pad(C1_D1, (0, m)), torch.cat((torch.bmm(C2_A2, A1_B1), D2_B2), 2)), 1)
 
 
-def _add_empty_stages(M, d, nb_stages):
-    """Fill M (parts, stages, p + d, d + m) up with stages that take and give nothing and carry the state on: A = I."""
-    nb_parts, nb_before, nb_rows, nb_columns = M.shape
-    if nb_before == nb_stages:
-        return M
-    carry = functional.pad(torch.eye(d, device=M.device, dtype=M.dtype), (0, nb_columns - d, nb_rows - d, 0))
-    return torch.cat((M, carry.expand(nb_parts, nb_stages - nb_before, nb_rows, nb_columns)), 1)
-
-
 def _flush_denormals(matrices):
     """Replace entries too small to matter by zero: products of many small A_k underflow in trained layers, and
     processors take up to a hundred times as long for a product with a denormal number."""
@@ -319,61 +308,75 @@ def _flush_denormals(matrices):
 
 # ---- step 3: applying the chunks ----
 
-def _apply_chunks(u, A, B, C, D, E, F, G, bias):
-    """T u + bias, (batch, all inputs) -> (batch, all outputs), by the recursion over the chunks."""
-    return _recursion(_slices(u, len(D)).mT, A, B, C, D, E, F, G).mT + bias
+def _apply_chunks(runs, u, bias, *matrices):
+    """T u + bias, (batch, n) -> (batch, n'), by the recursion over the chunks with matrices A .. G."""
+    sizes = [(nb_outputs, nb_inputs) for chunks, _, _, nb_inputs, nb_outputs in runs for _ in matrices[0][chunks]]
+    chunks = [(A, B[:, :i], C[:o], D[:o, :i], E, F[:, :i], G[:o])
+              for (o, i), A, B, C, D, E, F, G in zip(sizes, *matrices)]
+    return _recursion(u.mT.split([nb_inputs for _, nb_inputs in sizes]), *zip(*chunks)).mT + bias
 
 
 class _ApplyChunks(Function):
-    """_apply_chunks in half the time: every line is one large product, and u is read and y written in place of their
-    slices, (batch, chunks inputs) seen as (chunks, batch, inputs), never transposed in memory."""
+    """_apply_chunks in half the time: every line is one large product for a run, and slices of u are read and of y
+    written where they are, (batch, chunks inputs) seen as (chunks, batch, inputs)."""
 
     @staticmethod
-    def forward(ctx, u, A, B, C, D, E, F, G, bias):
-        K, nb_outputs, d = len(D), D.shape[1], A.shape[-1]
-        U, B_F, C_G_bias = _slices(u, K), torch.cat((B, F), 1), torch.cat((C, G, bias.view(K, nb_outputs, 1)), 2)
+    def forward(ctx, runs, u, bias, A, B, C, D, E, F, G):
+        d = A.shape[1]
+        B_F, C_G = torch.cat((B, F), 1), torch.cat((C.mT, G.mT), 1)  # products with [C G]ᵀ as it is are slow
         # 3a. What the inputs of each chunk add to the two states
-        S = torch.bmm(B_F, U.mT)  # (K, 2d, batch)
+        S = u.new_empty(len(A), 2 * d, len(u))
+        for chunks, inputs, _, nb_inputs, _ in runs:
+            torch.bmm(B_F[chunks, :, :nb_inputs], _slices(u, inputs, nb_inputs).mT, out=S[chunks])
         # 3b. The states that enter each chunk, and a row of ones for the bias
-        X = u.new_zeros(K, 2 * d + 1, len(u))
+        X = u.new_zeros(len(A), 2 * d + 1, len(u))
         X[:, 2 * d] = 1
         _recur(X[:, :d], A, S[:, :d])
         _recur(X[:, d:2 * d], E, S[:, d:], reverse=True)
         # 3c. y_k = [C_k G_k bias_k] [x_k; z_k; 1] + D_k u_k
-        y = u.new_empty(len(u), K * nb_outputs)
-        torch.bmm(X.mT, C_G_bias.mT, out=_slices(y, K))
-        _slices(y, K).baddbmm_(U, D.mT)
-        ctx.save_for_backward(u, A, B, C, D, E, F, G, bias, B_F, C_G_bias, X)
+        y = u.new_empty(len(u), len(bias))
+        for chunks, inputs, outputs, nb_inputs, nb_outputs in runs:
+            Y = _slices(y, outputs, nb_outputs)
+            C_G_bias = torch.cat((C_G[chunks, :, :nb_outputs], _slices(bias[None], outputs, nb_outputs)), 1)
+            torch.bmm(X[chunks].mT, C_G_bias, out=Y)
+            Y.baddbmm_(_slices(u, inputs, nb_inputs), D[chunks, :nb_outputs, :nb_inputs].mT)
+        ctx.runs = runs
+        ctx.save_for_backward(u, bias, A, B, C, D, E, F, G, B_F, C_G, X)
         return y
 
     @staticmethod
     def backward(ctx, grad_y):
-        *inputs, B_F, C_G_bias, X = ctx.saved_tensors
+        *inputs, B_F, C_G, X = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated once more
             wanted = [i for i in inputs if i.requires_grad]
-            gradients = iter(torch.autograd.grad(_apply_chunks(*inputs), wanted, grad_y, create_graph=True))
-            return tuple(next(gradients) if i.requires_grad else None for i in inputs)
-        u, A, _, _, D, E, _, _, bias = inputs
-        K, d = len(D), A.shape[-1]
-        U, grad_Y = _slices(u, K), _slices(grad_y.contiguous(), K)
-        # 3c, backwards: gradients of the states through the outputs of their own chunk, (K, 2d, batch)
-        grad_X = torch.bmm(C_G_bias[..., :2 * d].mT, grad_Y.mT)
+            gradients = iter(torch.autograd.grad(_apply_chunks(ctx.runs, *inputs), wanted, grad_y, create_graph=True))
+            return None, *(next(gradients) if i.requires_grad else None for i in inputs)
+        (u, bias, A, _, _, D, E, _, _), grad_y, d = inputs, grad_y.contiguous(), X.shape[1] // 2
+        # 3c, backwards: gradients of the states through the outputs of their own chunk, (chunks, 2d, batch)
+        grad_X = u.new_empty(len(X), 2 * d, len(u))
+        for chunks, _, outputs, _, nb_outputs in ctx.runs:
+            torch.bmm(C_G[chunks, :, :nb_outputs], _slices(grad_y, outputs, nb_outputs).mT, out=grad_X[chunks])
         # 3b, backwards: the gradient of S_k is the whole gradient of the state that S_k is added to
         grad_S = torch.zeros_like(grad_X)
         _recur(grad_S[:, :d], A.mT, grad_X[:, :d], reverse=True)
         _recur(grad_S[:, d:], E.mT, grad_X[:, d:])
         # 3a, backwards, and the gradients of all matrices
-        grad_u = None
-        if ctx.needs_input_grad[0]:
-            grad_u = u.new_empty(u.shape)
-            torch.bmm(grad_S.mT, B_F, out=_slices(grad_u, K))
-            _slices(grad_u, K).baddbmm_(grad_Y, D)
+        grad_u, grad_bias = u.new_empty(u.shape) if ctx.needs_input_grad[1] else None, torch.empty_like(bias)
         grad_A, grad_E = torch.bmm(grad_S[:, :d], X[:, :d].mT), torch.bmm(grad_S[:, d:], X[:, d:2 * d].mT)
-        grad_B, grad_F = torch.bmm(grad_S, U).split(d, 1)
-        # bmm(grad_Yᵀ, Xᵀ) is the same, but many times slower in MKL.
-        grad_C, grad_G, grad_bias = torch.bmm(X, grad_Y).mT.split((d, d, 1), 2)
-        grad_D = torch.bmm(grad_Y.mT, U)
-        return grad_u, grad_A, grad_B, grad_C, grad_D, grad_E, grad_F, grad_G, grad_bias.reshape(bias.shape)
+        grad_B_F, grad_C_G, grad_D = torch.zeros_like(B_F), torch.zeros_like(C_G), torch.zeros_like(D)
+        for chunks, inputs, outputs, nb_inputs, nb_outputs in ctx.runs:
+            U, grad_Y = _slices(u, inputs, nb_inputs), _slices(grad_y, outputs, nb_outputs)
+            if grad_u is not None:
+                grad_U = _slices(grad_u, inputs, nb_inputs)
+                torch.bmm(grad_S[chunks].mT, B_F[chunks, :, :nb_inputs], out=grad_U)
+                grad_U.baddbmm_(grad_Y, D[chunks, :nb_outputs, :nb_inputs])
+            grad_B_F[chunks, :, :nb_inputs] = torch.bmm(grad_S[chunks], U)
+            grad_C_G_bias = torch.bmm(X[chunks], grad_Y)
+            grad_C_G[chunks, :, :nb_outputs] = grad_C_G_bias[:, :2 * d]
+            grad_bias[outputs] = grad_C_G_bias[:, 2 * d].flatten()
+            grad_D[chunks, :nb_outputs, :nb_inputs] = torch.bmm(grad_Y.mT, U)
+        (grad_B, grad_F), (grad_C, grad_G) = grad_B_F.split(d, 1), grad_C_G.mT.split(d, 2)
+        return None, grad_u, grad_bias, grad_A, grad_B, grad_C, grad_D, grad_E, grad_F, grad_G
 
 
 def _recur(states, matrices, added, reverse=False):
@@ -384,9 +387,9 @@ def _recur(states, matrices, added, reverse=False):
         torch.addmm(addend, matrix, state, out=next_state)
 
 
-def _slices(u, nb_chunks):
-    """View (chunks, batch, entries of a chunk) of (batch, chunks entries)."""
-    return u.unflatten(1, (nb_chunks, -1)).transpose(0, 1)
+def _slices(values, of_run, size):
+    """View (chunks, batch, entries of a chunk) of what belongs to a run in (batch, entries)."""
+    return values[:, of_run].unflatten(1, (-1, size)).transpose(0, 1)
 
 
 # ---- the nets of the benchmark ----

@@ -223,7 +223,7 @@ def test_compiled_net_gives_the_same_outputs_and_gradients(set_chunks):
     set_chunks(2)  # three chunks: all steps are compiled
     torch.manual_seed(0)
     net = TwoHiddenLayeredSSNet(4, 3, 6, statespace_dim=1)
-    assert net.hidden_layers[0]._nb_chunks == 3
+    assert net.hidden_layers[0]._chunk_length == 2
     X, cotangent = random_batch(6, 4, dtype=torch.float32), random_batch(6, 3, dtype=torch.float32, seed=2)
     expected = outputs_and_gradients(net, net, X, cotangent)
     torch._dynamo.reset()
