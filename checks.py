@@ -58,8 +58,10 @@ def check_choice(name, value, choices):
 
 def check_distinct(name, values):
     """The values are a list or tuple of one entry or more, none of them twice."""
-    if not isinstance(values, (list, tuple)) or not values or any(values.count(value) > 1 for value in values):
-        raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}")
+    is_list = isinstance(values, (list, tuple))
+    if not is_list or not values or any(values.count(value) > 1 for value in values):
+        raise ValueError(f"{name} must be a list of one entry or more without repetitions, got {values!r}"
+                         f"{'' if is_list else '; put it in brackets, [ ]'}")
 
 
 def to_plain_data(name, value):
@@ -197,9 +199,14 @@ def get_weight_dtype(layer):
     return weight.dtype if isinstance(weight, torch.Tensor) else None
 
 
+def is_autocast_enabled(X):
+    """Whether autocast is at work on a tensor's device; on the meta device, which torch would refuse to tell, never."""
+    return not X.is_meta and torch.is_autocast_enabled(X.device.type)
+
+
 def check_dtype(X, dtype):
     """A tensor has the dtype of the parameters, unless that is None, or a floating-point one under autocast."""
-    under_autocast = torch.is_autocast_enabled(X.device.type) and X.is_floating_point()
+    under_autocast = is_autocast_enabled(X) and X.is_floating_point()
     if dtype is not None and X.dtype != dtype and not under_autocast:
         or_module = f", or the module, module.to({X.dtype})" if X.is_floating_point() else ""
         raise ValueError(f"expected an input of dtype {dtype}, the dtype of the parameters, got {X.dtype}; "

@@ -70,8 +70,8 @@ def get_used_entries(shapes, stacked_shape):
 
 
 def get_padded_positions(dims, chunk_length):
-    """Where the entries of chunks of stages with these sizes lie if each stage is padded to the size of the first:
-    (chunks, most entries of a chunk), zeros at the end of chunks that have fewer. None if all stages are equal."""
+    """Where in its chunk each entry lies if stages of these sizes are padded to the size of the first: (chunks, most
+    entries of a chunk), zeros at the end of chunks that have fewer. None if all stages are equal."""
     if dims[0] == dims[-1]:
         return None
     stages = [k % chunk_length * dims[0] + torch.arange(size) for k, size in enumerate(dims)]

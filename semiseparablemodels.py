@@ -7,9 +7,8 @@ entries, the output into K slices y_k of p entries, and two recursions carry a s
     z_{k-1} = E_k z_k + F_k u_k                 anticausal, k = K-1 .. 0, z_{K-1} empty
     y_k     = C_k x_k + D_k u_k + G_k z_k       (+ bias)
 
-With states of d entries this takes K (d + m) (d + p) parameters and operations each way, not K² m p. Such is
-`recursion`. K tiny products one after the other would spend all time on calls, so `forward` merges neighbouring stages
-first, exactly, into chunks of 32 or more inputs and outputs:
+With states of d entries this takes K (d + m) (d + p) parameters and operations each way, not K² m p: `recursion`. Many
+tiny products would spend all time on calls, so `forward` first merges neighbouring stages, exactly, into chunks:
 
     1. stage matrices    every stage as one matrix M_k with [y_k; x_{k+1}] = M_k [x_k; u_k]
     2. merge             two neighbouring stages are one stage with twice the inputs, again and again
@@ -30,14 +29,15 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from checks import check_choice, check_features, check_finite, check_positive_integers, to_matrix, to_tensor
+from checks import (check_choice, check_features, check_finite, check_positive_integers, is_autocast_enabled,
+                    to_matrix, to_tensor)
 from realisation import (INITIALISATIONS, get_padded_positions, get_random_glorot_uniform_matrix,  # noqa: F401
                          get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise)
 from standardmodels import ConvNet, FeedForwardNet
 
 LARGEST_DENSE_SIZE = 128  # sqrt(n n') up to which one chunk, that is the dense matrix and one product, is fastest
-CHUNK_SIZE = 32  # of the chunks of larger layers, at least; the optimum is flat
-CHUNK_SIZE_PER_STATE = 4  # at least, or chunks have more work with their states than with inputs and outputs
+CHUNK_SIZE = 32  # sqrt(inputs outputs) of a chunk of larger layers, at least; the optimum is flat
+CHUNK_SIZE_PER_STATE = 4  # and at least so many times d, or the states make more work than inputs and outputs
 
 
 class SemiseparableLayer(nn.Module):
@@ -46,7 +46,7 @@ class SemiseparableLayer(nn.Module):
     Inputs and outputs are split into K = nb_states consecutive parts as even as possible, a stage for each; their sizes
     are `input_dims` and `output_dims`. The parameters are stacked over the stages and zero-padded to the largest state
     d, the most inputs m and the most outputs p of a stage; `stage_shapes` has the true sizes. Whatever stands in the
-    padding, it is left out and has no gradient.
+    padding, it is left out, and its gradient is zero.
 
     :param input_size: number n of inputs
     :param statespace_dim: largest number of entries of a state
@@ -104,8 +104,7 @@ class SemiseparableLayer(nn.Module):
             self.register_buffer("_is_padding", ~is_used, persistent=False)
             for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
                 self.register_buffer(name, get_padded_positions(dims, self._chunk_length), persistent=False)
-        self._set_parameters(values)
-        self.to(self.D.device)
+        self.to(self.D.device)._set_parameters(values)
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
@@ -175,7 +174,7 @@ class SemiseparableLayer(nn.Module):
         check_features(u, self.input_size, self.D.dtype)
         batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
         # Like torch's own layers, this one leaves float64 alone under autocast.
-        if not torch.is_autocast_enabled(u.device.type) or u.dtype == torch.float64:
+        if not is_autocast_enabled(u) or u.dtype == torch.float64:
             y = self._apply_matrix(batch, self.bias)
         else:  # The stages are merged in the parameters' precision; only the large products take the lower one.
             with torch.autocast(u.device.type, enabled=False):
@@ -185,7 +184,7 @@ class SemiseparableLayer(nn.Module):
     def to_matrix(self):
         """The matrix T that the layer represents, (output_size, input_size), dense and differentiable."""
         identity = torch.eye(self.input_size, device=self.D.device, dtype=self.D.dtype)
-        with torch.autocast(self.D.device.type, enabled=False):
+        with torch.autocast("cpu" if self.D.is_meta else self.D.device.type, enabled=False):
             return self._apply_matrix(identity, None).mT
 
     def _apply_matrix(self, u, bias):
@@ -231,14 +230,15 @@ def _recursion(u, A, B, C, D, E, F, G):
 # ---- steps 1 and 2: stage matrices, merged into those of the chunks ----
 
 def _get_chunks(input_dims, output_dims, d):
-    """(stages of a chunk, a power of two; the chunks in runs of equal ones, whose parts of u, or y, are one view). Runs
-    are listed as (slice of the chunks, slice of all inputs, slice of all outputs, inputs of each, outputs of each)."""
+    """(stages of a chunk, a power of two; runs). A run is a row of equal chunks, whose part of u, or y, is one view:
+    (slice of the chunks, slice of their inputs, slice of their outputs, inputs of a chunk, outputs of a chunk)."""
     stages, size = list(zip(input_dims, output_dims)), math.sqrt(sum(input_dims) * sum(output_dims))
     share = 1 if size <= LARGEST_DENSE_SIZE else min(1, max(CHUNK_SIZE, CHUNK_SIZE_PER_STATE * d) / size)
-    chunk_length, runs, starts = 2 ** math.ceil(math.log2(max(1, len(stages) * share))), [], (0, 0, 0)
+    chunk_length = 2 ** math.ceil(math.log2(max(1, len(stages) * share)))
+    runs, starts = [], (0, 0, 0)  # the next run's first chunk, input and output
     for chunk, equal_chunks in groupby(stages[k:k + chunk_length] for k in range(0, len(stages), chunk_length)):
         nb_chunks, sizes = len(list(equal_chunks)), list(map(sum, zip(*chunk)))
-        ends = [start + nb_chunks * size for start, size in zip(starts, (1, *sizes))]
+        ends = [start + nb_chunks * step for start, step in zip(starts, (1, *sizes))]
         runs.append((*map(slice, starts, ends), *sizes))
         starts = ends
     return chunk_length, runs
@@ -246,20 +246,19 @@ def _get_chunks(input_dims, output_dims, d):
 
 def _stage_matrices(chunk_length, A, B, C, D, E, F, G):
     """Step 1: M (2 K', p + d, d + m), [[C_k, D_k], [A_k, B_k]] of the causal part for k = 0 .. K'-1, then [[G_k, 0],
-    [E_k, F_k]] of the anticausal one for k = K'-1 .. 0, the order in which its state passes the stages. Empty stages,
-    which take and give nothing and carry the state on, fill the last chunk up: K' is a multiple of chunk_length."""
+    [E_k, F_k]] of the anticausal one for k = K'-1 .. 0, the order in which its state passes the stages. Empty stages
+    fill the last chunk up, zeros, for no state passes beyond the last stage: K' is a multiple of chunk_length."""
     causal = torch.cat((torch.cat((C, D), 2), torch.cat((A, B), 2)), 1)
     anticausal = torch.cat((torch.cat((G, torch.zeros_like(D)), 2), torch.cat((E, F), 2)), 1)
-    (K, p, m), d = D.shape, A.shape[1]
-    carry = functional.pad(torch.eye(d, device=D.device, dtype=D.dtype), (0, m, p, 0)).expand(-K % chunk_length, -1, -1)
-    return torch.cat((causal, carry, carry, anticausal.flip(0)))
+    empty = causal.new_zeros(-len(D) % chunk_length, *causal.shape[1:])
+    return torch.cat((causal, empty, empty, anticausal.flip(0)))
 
 
 def _merge_stages(M, S, p, m, output_index=None, input_index=None):
     """Step 2: stage matrices M (2 K', p + d, d + m) -> A (chunks, d, d), B (chunks, d, S m), C (chunks, S p, d),
     D (chunks, S p, S m), E, F, G of the chunks of S stages, which are stages again; of a single one, which no state
-    enters, D only. Of outputs and inputs only those in the index are kept, if there is one, (chunks, entries)."""
-    nb_chunks, d = len(M) // (2 * S), M.shape[2] - m
+    enters, D only. An index (chunks, entries) leaves out the padding of an uneven split."""
+    nb_chunks, d = len(M) // 2 // S, M.shape[2] - m
     while len(M) > 2 * nb_chunks:
         M = _merge_pairs(M, d)
     Y, X = _flush_denormals(M).unflatten(0, (2, nb_chunks)).split_with_sizes((S * p, d), 2)
@@ -310,20 +309,20 @@ def _flush_denormals(matrices):
 
 def _apply_chunks(runs, u, bias, *matrices):
     """T u + bias, (batch, n) -> (batch, n'), by the recursion over the chunks with matrices A .. G."""
-    sizes = [(nb_outputs, nb_inputs) for chunks, _, _, nb_inputs, nb_outputs in runs for _ in matrices[0][chunks]]
-    chunks = [(A, B[:, :i], C[:o], D[:o, :i], E, F[:, :i], G[:o])
-              for (o, i), A, B, C, D, E, F, G in zip(sizes, *matrices)]
-    return _recursion(u.mT.split([nb_inputs for _, nb_inputs in sizes]), *zip(*chunks)).mT + bias
+    sizes = [(i, o) for chunks, _, _, i, o in runs for _ in range(chunks.start, chunks.stop)]  # inputs and outputs
+    stages = [(A, B[:, :i], C[:o], D[:o, :i], E, F[:, :i], G[:o])
+              for (i, o), A, B, C, D, E, F, G in zip(sizes, *matrices)]
+    return _recursion(u.mT.split([i for i, _ in sizes]), *zip(*stages)).mT + bias
 
 
 class _ApplyChunks(Function):
-    """_apply_chunks in half the time: every line is one large product for a run, and slices of u are read and of y
-    written where they are, (batch, chunks inputs) seen as (chunks, batch, inputs)."""
+    """_apply_chunks in half the time: a line is one large product for all chunks of a run, which reads u and writes y
+    in place, a run's (batch, chunks entries) seen as (chunks, batch, entries)."""
 
     @staticmethod
     def forward(ctx, runs, u, bias, A, B, C, D, E, F, G):
-        d = A.shape[1]
-        B_F, C_G = torch.cat((B, F), 1), torch.cat((C.mT, G.mT), 1)  # products with [C G]ᵀ as it is are slow
+        d, B_F = A.shape[1], torch.cat((B, F), 1)
+        C_G = torch.cat((C.mT, G.mT), 1)  # products with the transpose of [C G] would be slow
         # 3a. What the inputs of each chunk add to the two states
         S = u.new_empty(len(A), 2 * d, len(u))
         for chunks, inputs, _, nb_inputs, _ in runs:
@@ -346,12 +345,12 @@ class _ApplyChunks(Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        *inputs, B_F, C_G, X = ctx.saved_tensors
+        *saved, B_F, C_G, X = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated once more
-            wanted = [i for i in inputs if i.requires_grad]
-            gradients = iter(torch.autograd.grad(_apply_chunks(ctx.runs, *inputs), wanted, grad_y, create_graph=True))
-            return None, *(next(gradients) if i.requires_grad else None for i in inputs)
-        (u, bias, A, _, _, D, E, _, _), grad_y, d = inputs, grad_y.contiguous(), X.shape[1] // 2
+            wanted = [tensor for tensor in saved if tensor.requires_grad]
+            gradients = iter(torch.autograd.grad(_apply_chunks(ctx.runs, *saved), wanted, grad_y, create_graph=True))
+            return None, *(next(gradients) if tensor.requires_grad else None for tensor in saved)
+        (u, bias, A, _, _, D, E, _, _), grad_y, d = saved, grad_y.contiguous(), X.shape[1] // 2
         # 3c, backwards: gradients of the states through the outputs of their own chunk, (chunks, 2d, batch)
         grad_X = u.new_empty(len(X), 2 * d, len(u))
         for chunks, _, outputs, _, nb_outputs in ctx.runs:
@@ -361,7 +360,8 @@ class _ApplyChunks(Function):
         _recur(grad_S[:, :d], A.mT, grad_X[:, :d], reverse=True)
         _recur(grad_S[:, d:], E.mT, grad_X[:, d:])
         # 3a, backwards, and the gradients of all matrices
-        grad_u, grad_bias = u.new_empty(u.shape) if ctx.needs_input_grad[1] else None, torch.empty_like(bias)
+        grad_u = u.new_empty(u.shape) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.empty_like(bias)
         grad_A, grad_E = torch.bmm(grad_S[:, :d], X[:, :d].mT), torch.bmm(grad_S[:, d:], X[:, d:2 * d].mT)
         grad_B_F, grad_C_G, grad_D = torch.zeros_like(B_F), torch.zeros_like(C_G), torch.zeros_like(D)
         for chunks, inputs, outputs, nb_inputs, nb_outputs in ctx.runs:

@@ -15,7 +15,7 @@ def one_thread():
 
 @pytest.fixture
 def set_chunks(monkeypatch):
-    """Function that makes the layers built after it use chunks of about so many inputs, or as they come if None."""
+    """Function that makes the layers built after it use chunks of at least so many inputs, or as they come if None."""
     def set_chunk_size(chunk_size):
         if chunk_size is not None:
             monkeypatch.setattr(semiseparablemodels, "LARGEST_DENSE_SIZE", 0)

@@ -16,9 +16,9 @@ from sss_reference import (assert_equal, assert_outputs_and_gradients_equal, den
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Most tests take 22 inputs: in chunks of 3, the last of several is not full, and each gets an empty stage to be merged.
+# Most tests take 22 inputs: asked for chunks of 3 they get chunks of 4 stages, the last one with two empty ones.
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], ids=["one chunk", "several chunks"])
-EITHER_SIZE = pytest.mark.parametrize("n", [50, 300], ids=["one chunk", "several chunks"])
+EITHER_SIZE = pytest.mark.parametrize("n, outputs", [(50, 50), (300, 170)], ids=["one chunk", "several uneven chunks"])
 
 
 def relative_difference(actual, expected):
@@ -42,10 +42,10 @@ def test_float32_agrees_with_float64_at_4096_inputs(d):
 
 @EITHER_SIZE
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
-def test_autocast_computes_in_bfloat16_close_to_float32(n, input_dtype):
+def test_autocast_computes_in_bfloat16_close_to_float32(n, outputs, input_dtype):
     torch.manual_seed(0)
-    layer = SemiseparableLayer(n, 3, initialisation="direct")
-    u, cotangent = (random_batch(16, n, dtype=torch.float32, seed=seed) for seed in (1, 2))
+    layer = SemiseparableLayer(n, 3, output_size=outputs, bias=n == outputs, initialisation="direct")
+    u, cotangent = (random_batch(16, size, dtype=torch.float32, seed=size) for size in (n, outputs))
     expected = outputs_and_gradients(layer, layer, u, cotangent)
     matrix = layer.to_matrix()
 
@@ -166,8 +166,8 @@ def test_two_forwards_before_the_backwards_do_not_disturb_each_other(chunk_size,
 # ---- what PyTorch makes of the layer ----
 
 @EITHER_SIZE
-def test_functorch_transforms_equal_those_of_the_recursion(n):
-    layer = make_layer(n, 2)
+def test_functorch_transforms_equal_those_of_the_recursion(n, outputs):
+    layer = make_layer(n, 2, output_size=outputs)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
     u, tangent = random_batch(3, n), random_batch(3, n, seed=2)
 
@@ -194,10 +194,10 @@ def test_exported_program_takes_any_batch_size(n, outputs):
 
 
 @EITHER_SIZE
-def test_onnx_model_gives_the_same_numbers(n, tmp_path):
+def test_onnx_model_gives_the_same_numbers(n, outputs, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    layer = make_layer(n, 2, dtype=torch.float32)
+    layer = make_layer(n, 2, output_size=outputs, dtype=torch.float32)
     torch.onnx.export(layer.eval(), (random_batch(4, n, dtype=torch.float32),), tmp_path / "layer.onnx", dynamo=True,
                       dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
     u = random_batch(9, n, dtype=torch.float32)
@@ -207,8 +207,8 @@ def test_onnx_model_gives_the_same_numbers(n, tmp_path):
 
 
 @EITHER_SIZE
-def test_the_compiler_takes_the_whole_layer_with_any_batch_size(n):
-    layer = make_layer(n, 2)
+def test_the_compiler_takes_the_whole_layer_with_any_batch_size(n, outputs):
+    layer = make_layer(n, 2, output_size=outputs)
     torch._dynamo.reset()
     # This backend traces forward and backward like the default one, and leaves out only that C++ code is made of it.
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -245,6 +245,12 @@ def test_device_dtype_and_default_device_are_respected(make, initialisation):
     with torch.device("meta"):
         module = make(20, 2, initialisation=initialisation)
     assert {str(value.device) for value in module.parameters()} == {"meta"}
+
+
+def test_a_layer_on_the_meta_device_tells_shapes():
+    layer = SemiseparableLayer(300, 2, output_size=170, device="meta")
+    assert {tensor.device.type for tensor in (*layer.parameters(), *layer.buffers())} == {"meta"}
+    assert layer(torch.empty(3, 300, device="meta")).shape == (3, 170) and layer.to_matrix().shape == (170, 300)
 
 
 def test_float64_as_default_dtype_gives_a_float64_layer():

@@ -26,14 +26,14 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 # (input_size, statespace_dim, inputoutput_dim): K = 1, 2, 3 and more stages, states larger than the layer
 SIZES = [(1, 1, 1), (1, 3, 1), (2, 1, 1), (3, 2, 1), (6, 4, 6), (6, 2, 3), (9, 2, 3), (5, 9, 1), (12, 20, 2),
          (13, 3, 1), (24, 5, 2), (30, 4, 10), (50, 5, 1)]
-# above LARGEST_DENSE_SIZE, several chunks as they come: full and not full, with and without empty stages in each
+# above LARGEST_DENSE_SIZE, several chunks as they come, full and not full
 LARGE_SIZES = [(129, 1, 1), (150, 5, 1), (200, 3, 8), (260, 2, 130), (150, 20, 50), (131, 9, 131), (300, 2, 1)]
 # (input_size, output_size, statespace_dim, inputoutput_dim): more inputs or outputs, even and uneven splits, K = 1, 2
 RECTANGULAR_SIZES = [(6, 1, 2, 1), (1, 6, 2, 1), (7, 2, 3, 1), (2, 7, 9, 1), (12, 6, 2, 1), (12, 6, 3, 2),
                      (22, 13, 3, 1),
                      (13, 22, 3, 1), (30, 20, 4, 10), (11, 29, 2, 1)]
 LARGE_RECTANGULAR_SIZES = [(290, 70, 3, 1), (80, 270, 2, 2), (300, 150, 2, 1), (784, 256, 4, 1)]
-# Most tests take 22 inputs: in chunks of 3, the last of several is not full, and each gets an empty stage to be merged.
+# Most tests take 22 inputs: asked for chunks of 3 they get chunks of 4 stages, the last one with two empty ones.
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], ids=["one chunk", "several chunks"])
 
 
@@ -76,6 +76,15 @@ def test_large_rectangular_layers_equal_the_recursion(n, outputs, d, m):
     layer = make_layer(n, d, m, output_size=outputs)
     assert layer._chunk_length < layer.nb_states
     assert_outputs_and_gradients_equal(layer, layer, layer.recursion)
+
+
+# The rule: sqrt(inputs outputs) of a chunk is at least 32 and at least 4 d, up to the power of two; 128 are one chunk.
+@pytest.mark.parametrize("n, outputs, d, chunk_length, nb_runs", [
+    (128, 128, 1, 128, 1), (129, 129, 1, 32, 2), (160, 160, 1, 32, 1), (129, 129, 20, 128, 2), (784, 256, 4, 32, 2),
+    (70, 290, 3, 16, 3)])
+def test_chunks_are_as_large_as_is_fast_and_equal_ones_share_a_run(n, outputs, d, chunk_length, nb_runs):
+    layer = SemiseparableLayer(n, d, output_size=outputs, initialisation="zeros")
+    assert (layer._chunk_length, len(layer._runs)) == (chunk_length, nb_runs)
 
 
 @EVERY_CHUNKING
