@@ -95,7 +95,7 @@ SWEEPS = [  # data, protocol, share, numbers of neurons, iterations
     # paper at share 1 that would take 300 iterations and the whole study well over an hour
     Sweep(load_pendigits_data, "trained well", 0.1, (50,), 40),
     Sweep(load_pendigits_data, "trained well", 0.3, (50,), 50),
-    Sweep(load_pendigits_data, "trained well", 1.0, (50,), 15),
+    Sweep(load_pendigits_data, "trained well", 1.0, (50,), 30),
     Sweep(load_pendigits_data, "as in the paper", 0.1, (50,), 220),
     Sweep(load_pendigits_data, "as in the paper", 0.3, (50,), 260),
     Sweep(load_pendigits_data, "as in the paper", 1.0, (50,), 150),
