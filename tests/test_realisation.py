@@ -310,7 +310,7 @@ def test_blocks_off_the_diagonal_have_rank_statespace_dim(n, outputs, d, m, init
     assert torch.linalg.matrix_rank(T) > d
 
 
-@pytest.mark.parametrize("n, outputs, d, nb_realisations", [(50, 50, 1, 30), (50, 50, 5, 30), (200, 200, 5, 4),
+@pytest.mark.parametrize("n, outputs, d, nb_realisations", [(50, 50, 1, 30), (50, 50, 5, 30), (150, 150, 5, 6),
                                                             (90, 40, 3, 20)])
 def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, outputs, d, nb_realisations):
     torch.manual_seed(0)
