@@ -268,7 +268,7 @@ def interrupts_as_exceptions():
         yield
     except Interrupted:
         # joblib may wait for runs that have not ended; nobody needs them any more.
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        get_reusable_executor(kill_workers=True).shutdown(wait=True, kill_workers=True)
         raise
     finally:
         for number, handler in zip(signals, previous):
