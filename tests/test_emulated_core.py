@@ -118,7 +118,8 @@ def test_flash_is_split_into_code_and_constants_and_leaves_out_what_is_not_calle
     program = build(SOURCE, ["multiply"], "cortex-m4f", "-Os", folder)
     assert program.constant_bytes == 5 * 4 and 10 < program.code_bytes < 60
     assert len(program.flash) >= program.constant_bytes + program.code_bytes
-    assert build(SOURCE, ["count_down"], "cortex-m4f", "-Os", folder)[3:] == (6, 0)  # of 2 bytes each
+    program = build(SOURCE, ["count_down"], "cortex-m4f", "-Os", folder)
+    assert program.code_bytes in (6, 8) and program.constant_bytes == 0  # three or four instructions of 2 bytes
 
 
 @installed
