@@ -7,6 +7,7 @@ workers by value, so they import neither.
 """
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import pickle
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from digests import list_imported_files
 
 # joblib's word on an interrupt, which is no news to who interrupts.
-warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed", UserWarning)
+warnings.filterwarnings("ignore", r"\d+ tasks (which were still being processed|have been)", UserWarning)
 _one_run_at_a_time = threading.Lock()  # also in a Dask worker with several threads: runs may draw global random numbers
 
 
@@ -267,8 +268,10 @@ def interrupts_as_exceptions():
     try:
         yield
     except Interrupted:
-        # joblib may wait for runs that have not ended; nobody needs them any more.
-        get_reusable_executor(kill_workers=True).shutdown(wait=True, kill_workers=True)
+        # joblib may wait for runs that have not ended; nobody needs them any more. Without reuse=True this would wait
+        # for threads that may wait for it; they then report what they could not submit, which is no news either.
+        logging.getLogger("concurrent.futures").disabled = True
+        get_reusable_executor(reuse=True, kill_workers=True).shutdown(wait=True, kill_workers=True)
         raise
     finally:
         for number, handler in zip(signals, previous):

@@ -100,6 +100,35 @@ def test_a_script_without_main_guard_that_is_interrupted_or_killed_leaves_no_pro
         assert "Traceback" not in errors
 
 
+SCRIPT_WITH_A_SLOW_THREAD = """
+import os, signal, sys, threading, time
+from joblib.externals.loky.process_executor import ProcessPoolExecutor
+import parallel_runs
+
+submit = ProcessPoolExecutor.submit
+
+def submit_slowly(*arguments):
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(0.5)
+    return submit(*arguments)
+
+ProcessPoolExecutor.submit = submit_slowly
+try:
+    with parallel_runs.interrupts_as_exceptions():
+        for run, result in parallel_runs.make_runs(lambda *arguments: {}, [(i,) for i in range(9)], (), {}, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+except parallel_runs.Interrupted:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_while_joblib_starts_another_run_waits_for_nothing(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT_WITH_A_SLOW_THREAD)
+    process = subprocess.run([sys.executable, tmp_path / "script.py"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+                             text=True, capture_output=True, timeout=60)
+    assert process.returncode == 130 and "Traceback" not in process.stderr
+
+
 def test_redirected_progress_is_a_line_at_the_start_and_at_most_one_per_minute(monkeypatch, capsys):
     now = [0.]
     monkeypatch.setattr(parallel_runs.time, "monotonic", lambda: now[0])
