@@ -88,8 +88,8 @@ def format_answer(pendigits, widths):
         f"training data), trained as in the paper, test {count_verdicts(paper)}, which has an accuracy of "
         f"{list_dense(pendigits[PAPER])}. "
         f"Trained well, with standardised inputs and one softmax in the loss (dense: {list_dense(pendigits[WELL])}), "
-        f"they test {count_verdicts(well)}, and SSS-2 with {of_ss_2[0]['parameter_ratio']:.0%} of the parameters differs by "
-        f"{', '.join(map(format_difference, of_ss_2))} at these shares. "
+        f"they test {count_verdicts(well)}, and SSS-2 with {of_ss_2[0]['parameter_ratio']:.0%} of the parameters "
+        f"differs by {', '.join(map(format_difference, of_ss_2))} at these shares. "
         f"From a narrower dense net of about equal size, trained well, SSS nets differ by "
         f"{' and '.join(compare_at_equal_size(combine({'': widths[WELL]})))}.",
         120, break_long_words=False, break_on_hyphens=False)

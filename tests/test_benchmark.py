@@ -198,7 +198,8 @@ from math import sqrt
 nb_iterations = load_digits_data""")
     (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
     assert runpy.run_path(tmp_path / "benchmark.py")["main"]() == 2
-    assert capsys.readouterr().err.startswith("benchmark.py: nb_iterations must be made of numbers, text, None and lists")
+    assert capsys.readouterr().err.startswith(
+        "benchmark.py: nb_iterations must be made of numbers, text, None and lists of")
 
 
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")
@@ -446,6 +447,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
 
 @pytest.mark.parametrize("hyperparameters, message", [
     (dict(dataset_loading_functions=[np.load]), "a data set needs a function named like load_digits_data"),
+    (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
     (dict(nb_neurons_list=8), "or more without repetitions, got 8; put it in brackets, [ ]"),
     (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),

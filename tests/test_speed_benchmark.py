@@ -221,10 +221,12 @@ def test_memory_of_a_dense_layer_is_output_and_gradient_of_the_input(set_hyperpa
 
 
 def test_memory_that_runs_out_is_reported_and_ends_nothing(set_hyperparameters, capsys):
-    set_hyperparameters(memory_case=[2, 2 ** 60], memory_layers=["standard_nn"], epoch_cases=[])
+    set_hyperparameters(memory_case=[2, 2 ** 60], memory_layers=["standard_nn"],
+                        epoch_cases=[["too_many", 2 ** 45, [4], 3, 1]])
     result = measure(check_hyperparameters())
-    assert math.isnan(result["memory"][0]["extra_bytes"])
-    assert "no measurement of ('standard_nn', 2, " in capsys.readouterr().err
+    assert math.isnan(result["memory"][0]["extra_bytes"]) and math.isnan(result["epochs"][0]["epoch_ms"])
+    error = capsys.readouterr().err
+    assert "no measurement of ('standard_nn', 2, " in error and "no measurement of ('ss_2_dim', " in error
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
