@@ -262,6 +262,8 @@ def interrupts_as_exceptions():
     def interrupt(signal_number, frame):
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
+        # Threads of joblib would report that they can submit nothing any more.
+        logging.getLogger("concurrent.futures").disabled = True
         raise Interrupted(signal_number)
 
     previous = [signal.signal(number, interrupt) for number in signals]
@@ -269,8 +271,7 @@ def interrupts_as_exceptions():
         yield
     except Interrupted:
         # joblib may wait for runs that have not ended; nobody needs them any more. Without reuse=True this would wait
-        # for threads that may wait for it; they then report what they could not submit, which is no news either.
-        logging.getLogger("concurrent.futures").disabled = True
+        # for threads that may wait for it.
         get_reusable_executor(reuse=True, kill_workers=True).shutdown(wait=True, kill_workers=True)
         raise
     finally:
