@@ -1,29 +1,29 @@
-"""The file of results: plain data in a pickle, saved while the sweep runs, read back without executing anything.
+"""The file of results: plain data in a pickle, saved while the sweep runs, read back without executing anything; and
+what decides which of its runs a sweep can take over.
 
 Notebooks need `load_results` only; it imports nothing but the standard library.
 """
 
-import errno
+import ast
+import hashlib
 import importlib.metadata
+import inspect
 import os
 import pickle
 import platform
-import shutil
 import sys
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-# Hyperparameters that only choose which runs there are: a sweep with more of them contains all runs of one with less.
-SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list")
+# Hyperparameters that only choose which runs there are.
+SWEEP_LISTS = ("dataset_names", "training_set_shares", "model_names", "nb_neurons_list", "nb_iterations")
 # Hyperparameters that change neither the runs nor their results; the data themselves are compared.
-EXECUTION_HYPERPARAMETERS = ("datasets_folder", "nb_jobs", "joblib_backend", "dask_scheduler_address")
-BYTES_PER_RUN = 10_000  # of about 300 epochs, rounded up; to see in advance whether the disk has room
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that have none, e.g. of clusters
+EXECUTION_HYPERPARAMETERS = ("datasets_folder", "nb_jobs", "dask_scheduler_address")
+SHARE_OF_TIME = 0.02  # that saving may take
 
 
 class Run(NamedTuple):
@@ -35,8 +35,7 @@ class Run(NamedTuple):
     iteration: int
 
     def __str__(self):
-        return (f"{self.dataset} {self.share:g}, {self.model_name}, {self.nb_neurons} neurons, "
-                f"iteration {self.iteration}")
+        return "{} {:g}, {}, {} neurons, iteration {}".format(*self)
 
 
 # ---- reading and writing ----
@@ -66,8 +65,7 @@ def load_results(path="benchmark_result.p"):
     # Malformed pickles raise exceptions of many types.
     except Exception as problem:
         raise ValueError(f"{path} is refused, it is no intact file of results: {problem}") from problem
-    expected = (*SWEEP_LISTS, "nb_iterations", "failures")
-    if not isinstance(results, dict) or not all(name in results for name in expected):
+    if not isinstance(results, dict) or not all(name in results for name in (*SWEEP_LISTS, "failures")):
         raise ValueError(f"{path} is refused, it holds no results of benchmark.py")
     return results
 
@@ -91,85 +89,34 @@ def written_beside(path):
     beside = path.with_name(f".{path.name}.tmp")
     try:
         yield beside
-        replace_file(beside, path)
+        os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def finish_script(script, result, path, plot):
-    """Save a script's result in the end, an older file kept, and its figure beside; the exit status, 0 or 2."""
-    try:
-        save_in_the_end(result, path, keep_old=True)
-        plot(result).savefig(path.with_suffix(".png"), dpi=100)
-    except Exception as problem:  # the result is safe, whatever it is
-        print(f"{script}: {problem}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def save_in_the_end(results, path, keep_old=False):
-    """As save_results, but if that fails save in the folder for temporary files and raise OSError, which says where.
-
-    :param keep_old: whether an older file stays, under another name, see get_kept_path
-    """
-    path = Path(path)
-    try:
-        if keep_old and path.exists():
-            replace_file(path, get_kept_path(path))
-        save_results(results, path)
-    except OSError as problem:
-        elsewhere = Path(tempfile.mkdtemp(prefix=f"{path.stem}_"), path.name)
-        save_results(results, elsewhere)
-        raise OSError(f"{path} cannot be written any more ({problem}); all results are in {elsewhere}") from problem
-
-
-def replace_file(source, target):
-    """os.replace, tried again for 1.5 seconds: Windows refuses it while a virus scanner or an indexer reads a file."""
-    for pause in (0.05, 0.1, 0.2, 0.4, 0.8):
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            time.sleep(pause)
-    os.replace(source, target)
-
-
-def get_kept_path(path):
-    """Where to keep a file that is to be replaced: beside it, its time in its name, and no other file there."""
-    stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
-    kept = path.with_name(f"{path.stem}_{stamp}{path.suffix}")
+def keep_file(path):
+    """Give a file that is to be replaced another name, with its time; that path, None if there is no file."""
+    if not (path := Path(path)).exists():
+        return None
+    kept = path.with_stem(f"{path.stem}_{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d_%H-%M-%S}")
     while kept.exists():
-        kept = kept.with_name(f"{kept.stem}_{path.suffix}")
-    return kept
+        kept = kept.with_stem(f"{kept.stem}_")
+    return path.rename(kept)
 
 
 @contextmanager
 def lock_results(path):
-    """While this lasts, no other sweep writes the file of results; ValueError if one does.
+    """While this lasts, no other sweep writes the file of results; ValueError if one does."""
+    from filelock import FileLock, Timeout  # here, so that notebooks need none
 
-    Where the file system has no locks a file `.in_use` beside it takes their place. It is left behind by a process that
-    is killed, and counts no more if that ran on this machine.
-    """
-    from filelock import FileLock, SoftFileLock, Timeout  # here, so that notebooks need none
-
-    lock = FileLock(f"{path}.lock", timeout=0, fallback_to_soft=False)
     try:
-        try:
-            lock.acquire()
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                raise
-            print(f"the file system of {path} has no locks ({problem}): the file {path}.in_use takes their place",
-                  file=sys.stderr, flush=True)
-            lock = SoftFileLock(f"{path}.in_use", timeout=1)  # enough to see that a holder is dead
-            lock.acquire()
+        with FileLock(f"{path}.lock", timeout=0):
+            yield
     except Timeout:
-        raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file. "
-                         f"If there is none, delete {lock.lock_file}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+        raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file") from None
 
+
+# ---- what results depend on ----
 
 def get_environment(device):
     """{name: str or int} of what the results may depend on beside the hyperparameters."""
@@ -184,31 +131,54 @@ def get_environment(device):
     }
 
 
+def digest_arrays(*arrays):
+    """Digest (str) of NumPy arrays: of the dtype, shape and values of each, in this order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(repr((array.dtype.str, array.shape)).encode())
+        digest.update(array.ravel())
+    return digest.hexdigest()
+
+
+def digest_code(*parts):
+    """Digest (str) of code as syntax trees, to which comments, docstrings and layout do not belong.
+
+    :param parts: files (pathlib.Path), functions, or texts that are taken as they are
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if not isinstance(part, str):
+            tree = ast.parse(part.read_text(encoding="utf-8") if isinstance(part, Path) else inspect.getsource(part))
+            for node in ast.walk(tree):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                    del node.body[0]
+            part = ast.dump(tree)
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
 # ---- a sweep's results, kept on disk ----
 
 class ResultsFile:
-    """Results of a sweep, saved by a thread in the background: at once while that is cheap, and so rarely that it
-    takes about 2 % of the time, but at least once a minute, when the file is large.
+    """Results of a sweep, saved with every run while that is cheap, else so rarely that it takes about 2 % of the time.
 
-    Opening it resumes what an interrupted sweep left there, or a smaller one. Runs that depend on other code or data
-    are not taken over; unless all are, the old file is kept under another name.
+    Opening it takes over the runs of the file that is there, also those that the sweep's lists do not name. It starts
+    afresh where other hyperparameters or versions differ, and with the runs of a family whose code, or a data set whose
+    arrays have changed; then the old file is kept under another name.
 
-    :param hyperparameters: {name: plain value}, with the SWEEP_LISTS and nb_iterations
+    :param hyperparameters: {name: plain value}, with the SWEEP_LISTS
     :param code_digests: {model name: digest (str) of the code that its runs depend on}
     :param get_data_digest: function from the name of a data set to the digest (str) of its arrays; may raise anything
     :raises ValueError: a data set is named like another entry of the results
-    :raises OSError: the folder cannot be written, or the disk has no room for the results
+    :raises OSError: the folder cannot be written
     """
-
-    LARGEST_SHARE_OF_TIME = 0.02
-    LONGEST_DELAY = 60  # seconds
 
     def __init__(self, path, hyperparameters, environment, code_digests, get_data_digest):
         self.path = Path(path)
         self.results = {**hyperparameters, "environment": {**environment, "code_digests": code_digests,
                                                            "data_digests": {}}, "failures": []}
-        for dataset in set(hyperparameters["dataset_names"]) & set(self.results):
-            raise ValueError(f"a data set cannot be named {dataset}, the name of another entry of the results")
+        if names := set(hyperparameters["dataset_names"]) & set(self.results):
+            raise ValueError(f"a data set cannot be named {names.pop()}, the name of another entry of the results")
         self.runs = [Run(dataset, share, model_name, nb_neurons, iteration)
                      for dataset in hyperparameters["dataset_names"]
                      for share in hyperparameters["training_set_shares"]
@@ -217,19 +187,9 @@ class ResultsFile:
                      for iteration in range(hyperparameters["nb_iterations"])]
         for run in self.runs:  # so that the order in the file is that of the sweep, whatever ends first
             self._iterations(run)
-        self.message, kept_path = self._resume(environment, get_data_digest)
-        needed = 2 * BYTES_PER_RUN * len(self.missing_runs)  # in the new file, and once more in the one beside it
-        needed += self.path.stat().st_size if kept_path else 0
-        free = shutil.disk_usage(self.path.parent).free
-        if free < needed:
-            raise OSError(f"the disk of {self.path} has {free // 1000:,} kB left, but the results of "
-                          f"{len(self.missing_runs)} runs may need {-(-needed // 1000):,} kB")
-        if kept_path:
-            shutil.copy2(self.path, kept_path)  # a copy, so that no crash leaves a folder without the file itself
+        self.message = self._take_over(get_data_digest) if self.path.exists() else f"{len(self.runs)} runs to do"
+        self._next_save = 0.0  # time.monotonic() from which a finished run is saved at once
         save_results(self.results, self.path)  # an unwritable folder is reported now, not after the first training
-        self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), False
-        self._saver = threading.Thread(target=self._save_in_background, daemon=True)
-        self._saver.start()
 
     @property
     def missing_runs(self):
@@ -238,30 +198,38 @@ class ResultsFile:
 
     def add(self, run, result):
         """Record the result (a plain dict) of a finished run."""
-        with self._lock:
-            self._iterations(run)[run.iteration] = result
-        self._changed.set()
+        self._iterations(run)[run.iteration] = result
+        self._save_now_and_then()
 
     def add_failure(self, reason, dataset, share=None, model_name=None, nb_neurons=None, iteration=None):
         """Record what could not be run; None stands for all shares, models, widths or iterations."""
-        with self._lock:
-            self.results["failures"].append(dict(dataset=dataset, share=share, model_name=model_name,
-                                                 nb_neurons=nb_neurons, iteration=iteration, reason=reason))
-        self._changed.set()
+        self.results["failures"].append(dict(dataset=dataset, share=share, model_name=model_name,
+                                             nb_neurons=nb_neurons, iteration=iteration, reason=reason))
+        self._save_now_and_then()
 
     def record_data_digest(self, dataset, digest):
         """Record the digest of the arrays of a data set; ValueError if runs in the file were made with others."""
-        with self._lock:
-            recorded = self.results["environment"]["data_digests"].setdefault(dataset, digest)
-        if recorded != digest:
+        if self.results["environment"]["data_digests"].setdefault(dataset, digest) != digest:
             raise ValueError("the data are others than those of the runs that are there, which start afresh next time")
 
     def close(self):
-        """Save what is not saved yet; if that fails, in the folder for temporary files, and raise OSError."""
-        self._closing = True
-        self._changed.set()
-        self._saver.join()
-        save_in_the_end(self.results, self.path)
+        """Save; if that fails, in the folder for temporary files, and raise OSError, which says where."""
+        try:
+            save_results(self.results, self.path)
+        except OSError as problem:
+            elsewhere = Path(tempfile.mkdtemp(prefix=f"{self.path.stem}_"), self.path.name)
+            save_results(self.results, elsewhere)
+            raise OSError(f"{self.path} cannot be written ({problem}); all results are in {elsewhere}") from problem
+
+    def _save_now_and_then(self):
+        start = time.monotonic()
+        if start >= self._next_save:
+            try:
+                save_results(self.results, self.path)
+            except OSError as problem:
+                print(f"{self.path} cannot be saved now, the next run tries again: {problem}", file=sys.stderr)
+            end = time.monotonic()
+            self._next_save = end + (end - start) / SHARE_OF_TIME
 
     def _iterations(self, run):
         results = self.results
@@ -269,107 +237,57 @@ class ResultsFile:
             results = results.setdefault(key, {})
         return results
 
-    def _resume(self, environment, get_data_digest):
-        """Take over the runs of the file that is there: a sentence about it, and the path to keep it at if not all."""
-        if not self.path.exists():
-            return f"{len(self.runs)} runs to do", None
-        taken, unchecked = {}, []
+    def _take_over(self, get_data_digest):
+        """Take over runs of the file that is there, and keep it unless that is all; a sentence (str) about it."""
         try:
             old = load_results(self.path)
-            reasons = self._difference(old)
-            if not reasons:
-                taken, reasons, unchecked = self._find_runs(old, get_data_digest)
+            runs, reasons, unknown = self._choose_runs(old, get_data_digest)
         # Plain data can still be of another shape than results.
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            reasons = [str(problem)]
-        kept = get_kept_path(self.path) if reasons else None
-        if reasons and not taken:
-            return (f"starting afresh with {len(self.runs)} runs, the old file is kept as {kept.name}: "
-                    f"{', '.join(reasons)}"), kept
-        for run, result in taken.items():
+            runs, reasons, unknown = {}, [str(problem)], []
+        kept = f"the old file is kept as {keep_file(self.path).name}" if reasons else ""
+        if not runs and reasons:
+            return f"starting afresh with {len(self.runs)} runs, {kept}: {', '.join(reasons)}"
+        for run, result in runs.items():
             self._iterations(run)[run.iteration] = result
-        nb_missing, nb_failures = len(self.missing_runs), len(old["failures"])
+        new, environment, nb_missing = self.results["environment"], old["environment"], len(self.missing_runs)
+        environment["code_digests"].update(new["code_digests"])
+        for dataset in environment["data_digests"].keys() - {run.dataset for run in runs}:
+            del environment["data_digests"][dataset]
+        self.results["environment"] = environment
         message = f"complete: all {len(self.runs)} runs are there"
-        with_runs = {run.dataset for run in taken}
-        self.results["environment"] = {
-            **old["environment"], "code_digests": self.results["environment"]["code_digests"], "data_digests": {
-                name: digest for name, digest in old["environment"]["data_digests"].items() if name in with_runs}}
         if nb_missing:
+            message = f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
             # Who started the sweep is still known, and who went on with it.
-            self.results["environment"].setdefault("resumed", []).append(environment)
-            message = (f"resuming: {len(taken)} of {len(self.runs)} runs are there, {nb_missing} to do"
-                       + (f", {nb_failures} recorded failures are tried again" if nb_failures else ""))
-        if reasons:
-            message += f"; {', '.join(reasons)}: these runs start afresh, the old file is kept as {kept.name}"
-        return "; ".join([message, *unchecked]), kept
+            environment.setdefault("resumed", []).append(new)
+            if old["failures"]:
+                message += f", {len(old['failures'])} recorded failures are tried again"
+        return "; ".join([message, *reasons, *unknown, *[kept] * bool(kept)])
 
-    def _find_runs(self, old, get_data_digest):
-        """Runs of an old file with the same code and data, {run: result}; what has changed, what is unknown (lists)."""
-        runs = {run: result for run in self.runs if (result := _find(old, run))}
-        changes, unchecked = [], []
-        code, old_code = self.results["environment"]["code_digests"], old["environment"]["code_digests"]
-        families = list(dict.fromkeys(run.model_name for run in runs))
-        changed = [name for name in families if code[name] != old_code.get(name)]
-        if changed:
-            changes.append("the code has changed" if changed == families
-                           else f"the code of {', '.join(changed)} has changed")
-            runs = {run: result for run, result in runs.items() if run.model_name not in changed}
-        for dataset in dict.fromkeys(run.dataset for run in runs):
-            try:
-                digest = get_data_digest(dataset)
-            except Exception as problem:  # of any loading function; no reason to give up what is there
-                first_line = f"{type(problem).__name__}: {problem}".splitlines()[0]
-                unchecked.append(f"whether the data of {dataset} are still the same is unknown ({first_line})")
-                continue
-            if digest != old["environment"]["data_digests"].get(dataset):
-                changes.append(f"the data of {dataset} have changed")
-                runs = {run: result for run, result in runs.items() if run.dataset != dataset}
-        return runs, changes, unchecked
-
-    def _difference(self, old):
-        """Why no run of an old file is one of this sweep, or it has others: a list of one reason or none."""
-        new = self.results
-        for name in SWEEP_LISTS:
-            if not set(old[name]) <= set(new[name]):
-                return [f"{name} lacks {', '.join(map(str, set(old[name]) - set(new[name])))}"]
-        if old["nb_iterations"] > new["nb_iterations"]:
-            return [f"nb_iterations was {old['nb_iterations']}"]
-        others = {*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, "nb_iterations", "environment", "failures"}
-        values_old, values_new = ({name: value for name, value in results.items()
-                                   if name not in others and name not in results["dataset_names"]}
-                                  for results in (old, new))
-        for name in {**values_new, **values_old}:
-            if name not in values_old or name not in values_new or values_old[name] != values_new[name]:
-                return [f"{name} was {values_old.get(name)!r}, is {values_new.get(name)!r}"]
+    def _choose_runs(self, old, get_data_digest):
+        """({run: result} of an old file that this sweep can take over, why it cannot take others, what is unknown)"""
+        new, environment = self.results, old["environment"]
+        datasets = dict.fromkeys([*old["dataset_names"], *environment["data_digests"]])
+        ignored = {*SWEEP_LISTS, *EXECUTION_HYPERPARAMETERS, "environment", "failures"}
+        for name in {**new, **old}.keys() - {*ignored, *datasets, *new["dataset_names"]}:
+            if old.get(name) != new.get(name):
+                return {}, [f"{name} was {old.get(name)!r}, is {new.get(name)!r}"], []
         for name in ("torch", "numpy", "scikit-learn"):
-            if old["environment"].get(name) != new["environment"].get(name):
-                return [f"another version of {name}"]
-        if "data_digests" not in old["environment"]:
-            return ["an earlier version wrote it, which kept no digests of the data"]
-        return []
-
-    def _save_in_background(self):
-        while not self._closing:
-            self._changed.wait()
-            self._changed.clear()
-            if self._closing:
-                return
-            start = time.monotonic()
+            if environment[name] != new["environment"][name]:
+                return {}, [f"another version of {name}"], []
+        runs = {Run(dataset, share, model_name, nb_neurons, iteration): result for dataset in datasets
+                for share, models in old[dataset].items() for model_name, widths in models.items()
+                for nb_neurons, iterations in widths.items() for iteration, result in iterations.items()}
+        changed, unknown = {}, []
+        for name in dict.fromkeys(run.model_name for run in runs):
+            old_digest = environment["code_digests"].get(name)
+            if new["environment"]["code_digests"].get(name, old_digest) != old_digest:
+                changed[name] = f"the code of {name} has changed"
+        for dataset in [name for name in new["dataset_names"] if name in {run.dataset for run in runs}]:
             try:
-                with self._lock:
-                    save_results(self.results, self.path)
-                delay = min((time.monotonic() - start) / self.LARGEST_SHARE_OF_TIME, self.LONGEST_DELAY)
-            except OSError as problem:
-                print(f"{self.path} cannot be saved now, this is tried again: {problem}", file=sys.stderr, flush=True)
-                self._changed.set()
-                delay = self.LONGEST_DELAY
-            deadline = time.monotonic() + delay
-            while not self._closing and time.monotonic() < deadline:
-                time.sleep(min(0.05, delay))
-
-
-def _find(results, run):
-    """The entry of a run in a results dict, empty if there is none."""
-    for key in run:
-        results = results.get(key, {})
-    return results
+                if get_data_digest(dataset) != environment["data_digests"].get(dataset):
+                    changed[dataset] = f"the data of {dataset} have changed"
+            except Exception as problem:  # of any loading function; no reason to give up what is there
+                unknown.append(f"whether the data of {dataset} are still the same is unknown ({problem})")
+        runs = {run: result for run, result in runs.items() if not {run.dataset, run.model_name} & changed.keys()}
+        return runs, list(changed.values()), unknown

@@ -1,326 +1,390 @@
-"""Look at the results of a sweep: the figures.
+"""Look at the results of a sweep: the runs as a table, the comparison with the dense net, figures.
 
     python plot_results.py [benchmark_result.p]
 
-prints the table of result_tables.py and writes the figures beside the pickle, each as .png and as .pdf.
-The functions take the results dict that `benchmark_results.load_results` returns and show what its lists name, in
-their order: plot_accuracy({**results, "training_set_shares": [0.1]}) has one share. A run without a finite test
-accuracy counts as failed and enters no figure. All plot functions return a matplotlib Figure, and raise ValueError if
-the dict is no result of a sweep.
+prints a table and writes the figures beside the pickle. The functions take the results dict of `load_results` and show
+what its lists name, in their order: plot_accuracy({**results, "training_set_shares": [0.1]}) has one share. A run
+without a finite test accuracy counts as failed and enters no mean, comparison or figure. ValueError if the dict is no
+result of a sweep.
 """
+
+import argparse
+import io
 import math
+import re
 import sys
+import textwrap
+import warnings
+from collections import Counter
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import scipy.stats
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from benchmark_results import load_results
-from console import prints_without_failing
-# ResultFigure and summary_table are here for those who import them from this file.
-from figure_parts import (ResultFigure, add_legend, get_family_style, get_rows, label_axes, new_figure, new_panels,
-                          save_figure, set_parameter_axis, set_y_range)
-from result_tables import (DENSE, MIN_PAIRS, compare_with_dense, format_summary_table, get_families_with_runs,
-                           get_mean_interval, get_nb_parameters, get_runs, shorten, summary_table)
 
-FAR = 6  # times as far from the dense net as usual is too far for the scale of plot_differences
+DENSE = "standard_nn"  # the family that the others are compared with
+MIN_PAIRS = 5  # of runs, below which no difference is called one
+SIGNIFICANCE = 0.05  # share of cases without a difference in which one may be found; intervals are at 1 - SIGNIFICANCE
+MAX_FAILURE_REASONS = 10  # listed beneath the table, the most frequent first
 
-# ---- accuracy and parameters ------------------------------------------------------------------------------
+BLOCK = ["dataset", "share", "nb_neurons"]  # what families are compared within
+IDENTITY = [*BLOCK, "model_name"]  # what the runs of a family have in common
+RUN_COLUMNS = {"dataset": str, "share": float, "nb_neurons": int, "model_name": str, "iteration": int,
+               "nb_model_parameters": int, "nb_epochs": int, "test_accuracy": float, "test_loss": float,
+               "training_time": float}
 
-class Point(NamedTuple):
-    """A family with one number of neurons, in a panel."""
-    model_name: str
-    x: float
-    mean: float
-    low: float  # ends of the interval of the mean
-    high: float
-    label: str = ""
-    is_filled: bool = True
+# All pairs stay apart under simulated protanopia, deuteranopia and tritanopia; the markers serve greyscale.
+FAMILY_STYLES = {
+    "standard_nn": {"color": "#000000", "marker": "o"},
+    "ss_1_dim": {"color": "#9dae5a", "marker": "^"},
+    "ss_2_dim": {"color": "#12b0a8", "marker": "s"},
+    "ss_3_dim": {"color": "#0a6b5a", "marker": "D"},
+    "ss_4_dim": {"color": "#3a63d8", "marker": "v"},
+    "ss_5_dim": {"color": "#5c1278", "marker": "P"},
+    "rank_1": {"color": "#d55e00", "marker": "X"},
+}
+# The first of the larger ones, its colour, and the lighter one that the others approach.
+SHADES = {"ss_#_dim": (6, "#a3189c", "#ffc9ec"), "rank_#": (2, "#8a3b00", "#ffd9b8")}
+OTHER_COLORS = ("#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
+OTHER_MARKERS = ("<", ">", "*", "p", "d", "8", "h")
 
-    @property
-    def reach(self):
-        """The largest distance of mean and interval from 0."""
-        return max(abs(value) for value in (self.mean, self.low, self.high) if not math.isnan(value))
+
+def _get_runs(results):
+    """The runs, {(dataset, share, nb_neurons, model_name): {iteration: run}} in the order of the sweep, and failures.
+
+    Each family in results["model_names"] has an entry, and others that have runs. A run whose test accuracy is not
+    finite is one of the failures, beside the recorded ones.
+    """
+    for key in ("dataset_names", "training_set_shares", "nb_neurons_list", "model_names", "nb_iterations"):
+        if not isinstance(results, dict) or key not in results:
+            raise ValueError(f"this is not the result of a sweep: it has no entry {key!r}")
+    runs, failures = {}, list(results.get("failures", []))
+    for dataset, share, nb_neurons in product(
+            results["dataset_names"], results["training_set_shares"], results["nb_neurons_list"]):
+        by_model = results.get(dataset, {}).get(share, {})
+        with_runs = [name for name in by_model if by_model[name].get(nb_neurons)]
+        for model_name in dict.fromkeys([*results["model_names"], *with_runs]):
+            identity = dataset, share, nb_neurons, model_name
+            runs[identity] = {}
+            for iteration, run in sorted(by_model.get(model_name, {}).get(nb_neurons, {}).items()):
+                if math.isfinite(run["test_accuracy"]):
+                    runs[identity][iteration] = run
+                else:
+                    failures.append({**dict(zip(IDENTITY, identity)), "iteration": iteration,
+                                     "reason": "test accuracy is not finite"})
+    return runs, failures
+
+
+def results_to_dataframe(results):
+    """One row per run with a finite test accuracy, in the order of the sweep; the columns are RUN_COLUMNS."""
+    rows = [(*identity, iteration, run["nb_model_parameters"], len(run["accuracy_history"]), run["test_accuracy"],
+             run["test_loss"], run["training_time"])
+            for identity, runs in _get_runs(results)[0].items() for iteration, run in runs.items()]
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(RUN_COLUMNS)
+
+
+def summary_table(results):
+    """One row per dataset, share, number of neurons and family.
+
+    - dataset, share, nb_neurons, model_name
+    - nb_runs; nb_model_parameters, epochs_mean, test_accuracy_mean, NaN without a run
+    - nb_failures: iterations that failed; the failure of a whole dataset or family stands for all iterations it lacks
+    - test_accuracy_sd: sample standard deviation (ddof = 1), NaN for fewer than two runs
+    - best: True for the highest mean of its dataset, share and number of neurons
+    """
+    runs, failures = _get_runs(results)
+    table = results_to_dataframe(results).groupby(IDENTITY).agg(
+        nb_model_parameters=("nb_model_parameters", "first"), nb_runs=("iteration", "count"),
+        epochs_mean=("nb_epochs", "mean"), test_accuracy_mean=("test_accuracy", "mean"),
+        test_accuracy_sd=("test_accuracy", "std"))
+    table = table.reindex(pd.MultiIndex.from_frame(pd.DataFrame(list(runs), columns=IDENTITY)))
+    table["nb_runs"] = table["nb_runs"].fillna(0).astype(int)
+    failed = {identity: set() for identity in runs}
+    for failure, identity in product(failures, runs):
+        if all(failure[key] in (None, part) for key, part in zip(IDENTITY, identity)):  # None: all there are
+            iteration = failure["iteration"]
+            failed[identity].update(range(results["nb_iterations"]) if iteration is None else [iteration])
+    table.insert(2, "nb_failures", [len(failed[identity] - set(runs[identity])) for identity in runs])
+    table["best"] = table["test_accuracy_mean"] == table.groupby(BLOCK)["test_accuracy_mean"].transform("max")
+    return table.reset_index()
+
+
+def format_summary_table(results):
+    """The summary table as text: a block per dataset, share and number of neurons; then the failures by reason."""
+    table, (_, failures) = summary_table(results), _get_runs(results)
+    lines, width = [], max([len("model"), *map(len, table["model_name"])])
+    for (dataset, share, nb_neurons), block in table.groupby(BLOCK, sort=False):
+        lines += [f"{dataset}, share {share:g}, {nb_neurons} neurons",
+                  f"  {'model':<{width}}  parameters    runs  failed    epochs  test accuracy"]
+        for row in block.itertuples():
+            size, epochs, accuracy = ("-", "-", "-") if not row.nb_runs else (
+                f"{row.nb_model_parameters:.0f}", f"{row.epochs_mean:.1f}", f"{row.test_accuracy_mean:.3f}")
+            lines.append(f"  {row.model_name:<{width}}  {size:>10}  {row.nb_runs:6}  {row.nb_failures:6}  {epochs:>8}"
+                         f"  {accuracy}" + (f" ± {row.test_accuracy_sd:.3f}" if row.nb_runs > 1 else "")
+                         + (" *" if row.best else ""))
+        lines.append("")
+    lines.append("test accuracy: mean ± sd over runs, * highest mean of its block")
+    lines += ["", f"failures: {len(failures)}"] if failures else []
+    reasons = Counter(failure["reason"] for failure in failures)
+    prefixes = {"dataset": "", "share": "share ", "nb_neurons": "neurons ", "model_name": "", "iteration": "iteration "}
+    for reason, count in reasons.most_common(MAX_FAILURE_REASONS):
+        first = next(failure for failure in failures if failure["reason"] == reason)
+        where = ", ".join(f"{prefix}{first[key]}" for key, prefix in prefixes.items() if first[key] is not None)
+        text = (f"{count} times, first in " if count > 1 else "") + f"{where or 'the whole sweep'}: {reason}"
+        lines += textwrap.wrap(" ".join(text.split()), 100, initial_indent="  ", subsequent_indent="    ", max_lines=4)
+    if len(reasons) > MAX_FAILURE_REASONS:
+        lines.append(f"  and {len(reasons) - MAX_FAILURE_REASONS} other reasons")
+    return "\n".join(lines)
+
+
+def compare_with_dense(results, baseline=DENSE):
+    """Does a family test better than the dense net? One row per dataset, share, number of neurons and family.
+
+    Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.
+
+    - dataset, share, nb_neurons, model_name, nb_pairs, nb_model_parameters
+    - difference_mean: mean over the pairs of the test accuracy minus the baseline's
+    - interval_low, interval_high: 95 % t interval of that mean, of this family alone, NaN for fewer than two pairs
+    - parameter_ratio: to the baseline's
+    - p_value: of the paired t test, raised as Holm does it for the number of families with the same dataset, share and
+      number of neurons; NaN for fewer than five pairs, which are not tested
+    - verdict: "better" or "worse" if p_value < 0.05, else "undecided"
+
+    So where no family differs from the dense net, at most 5 % of the blocks have a verdict; of the intervals of many
+    families one misses 0 by chance. Verdicts are about this training and test set. ValueError if there is no baseline.
+    """
+    runs, blocks = results_to_dataframe(results), []
+    for key, families in summary_table(results).groupby(BLOCK, sort=False):
+        if baseline not in list(families["model_name"]):
+            raise ValueError(f"the sweep has no family {baseline!r}, but {', '.join(results['model_names'])}")
+        # A column per family, a row per iteration, NaN where one lacks the other.
+        accuracies = runs[(runs[BLOCK] == list(key)).all(axis=1)].pivot(
+            index="iteration", columns="model_name", values="test_accuracy").reindex(columns=families["model_name"])
+        dense = accuracies[[baseline] * len(families)]
+        with warnings.catch_warnings():  # scipy's, about few pairs and about differences that are all the same
+            warnings.simplefilter("ignore")
+            test = scipy.stats.ttest_rel(accuracies, dense, nan_policy="omit")
+            low, high = test.confidence_interval(1 - SIGNIFICANCE)
+        differences = accuracies - dense.to_numpy()
+        sizes = families.set_index("model_name")["nb_model_parameters"]
+        block = pd.DataFrame({
+            "nb_pairs": differences.count(), "difference_mean": differences.mean(), "interval_low": low,
+            "interval_high": high, "nb_model_parameters": sizes, "parameter_ratio": sizes / sizes[baseline],
+            "p_value": pd.Series(test.pvalue, sizes.index).fillna(1.0),  # where all differences are 0, t is 0 / 0
+        }).drop(baseline)
+        # Holm: the smallest is multiplied by the number of tests, the next by one less, and none gets below another.
+        p_values = block["p_value"][block["nb_pairs"] >= MIN_PAIRS].sort_values()
+        block["p_value"] = (p_values * np.arange(len(p_values), 0, -1)).clip(upper=1).cummax()
+        block["verdict"] = np.where(block["difference_mean"] > 0, "better", "worse")
+        block["verdict"] = block["verdict"].where(block["p_value"] < SIGNIFICANCE, "undecided")
+        blocks.append(families[IDENTITY].merge(block, on="model_name"))
+    return pd.concat(blocks, ignore_index=True)
+
+
+class ResultFigure(Figure):
+    """A matplotlib Figure that a notebook displays when it ends a cell, without pyplot and its global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def save_figure(figure, path):
+    """Write a figure to a .png file; the same figure gives the same bytes."""
+    figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+
+
+def format_family(model_name):
+    """A name for readers: "dense", "SSS-2", "rank 1"; others as they are."""
+    name = re.sub(r"^ss_(\d+)_dim$", r"SSS-\1", re.sub(r"^rank_(\d+)$", r"rank \1", model_name))
+    return "dense" if name == DENSE else name
+
+
+def get_family_style(model_name):
+    """{"color": ..., "marker": ...} of a family: fixed for the paper's seven, else derived from the name."""
+    if model_name in FAMILY_STYLES:
+        return dict(FAMILY_STYLES[model_name])
+    kind, number = re.sub(r"\d+", "#", model_name), int("0" + re.sub(r"\D", "", model_name))
+    color = OTHER_COLORS[(ord(kind[0]) + len(kind)) % len(OTHER_COLORS)]  # unlike hash(), the same in every process
+    if kind in SHADES:
+        first, *colors = SHADES[kind]  # the steps shrink, as the difference that one dimension or rank more makes does
+        color = to_hex(np.average([to_rgb(end) for end in colors], axis=0, weights=[first, number - first]))
+    return {"color": color, "marker": OTHER_MARKERS[number % len(OTHER_MARKERS)]}
+
+
+def _new_figure(titles, nb_columns, x_label, y_label, legend_title, handles, panel_size=None, **arguments):
+    """A figure with one panel per title; those of a row share the vertical axis."""
+    titles = titles or ["no runs"]
+    nb_columns = max(1, min(nb_columns, len(titles)))
+    nb_rows = math.ceil(len(titles) / nb_columns)
+    width, height = panel_size or ((4.8, 3.8) if nb_columns < 3 else (3.4, 3.0))
+    figure = ResultFigure((max(6.4, width * nb_columns), height * nb_rows + 1), dpi=100, layout="constrained")
+    axes = figure.subplots(nb_rows, nb_columns, squeeze=False, sharey="row", **arguments).ravel()
+    for ax, title in zip(axes, titles):
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel(x_label, fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.grid(alpha=0.25)
+    for ax in axes[len(titles):]:
+        ax.remove()
+    figure.supylabel(y_label, fontsize=9)
+    figure.legend(handles=handles, title=legend_title, loc="outside lower center", fontsize=8, title_fontsize=8,
+                  ncols=int(figure.get_figwidth() // 1.6))
+    return figure
+
+
+def _plot_against_size(results, points, runs, x_format, x_label, y_label, legend_title):
+    """One panel per dataset and share: points with bars, those of a family connected, and pale dashes for single runs.
+
+    Both are frames with x and y beside what identifies them; points have the half_width of their bar, and is_filled.
+    """
+    names, widths = list(points["model_name"].unique()), results["nb_neurons_list"]
+    blocks, nb_shares = list(points.groupby(["dataset", "share"], sort=False)), len(results["training_set_shares"])
+    figure = _new_figure(
+        [f"{dataset}\ntraining share {share:g}" for (dataset, share), _ in blocks], nb_shares if nb_shares > 1 else 4,
+        x_label, y_label, legend_title + ("; numbers: neurons" if len(widths) > 1 else f"; {widths[0]} neurons"),
+        [Line2D([], [], **get_family_style(name), linestyle="-" if name == DENSE else "none", markersize=7,
+                label=format_family(name)) for name in names])
+    panels = {key: ax for (key, _), ax in zip(blocks, figure.axes)}
+    for (dataset, share, name), family in runs.groupby(["dataset", "share", "model_name"]):
+        # The dashes are wider than the marker of the mean, so that no run hides behind one.
+        panels[dataset, share].plot(family["x"], family["y"], color=get_family_style(name)["color"], alpha=0.3,
+                                    linestyle="none", marker="_", markersize=12)
+    if len(runs):
+        for ax in figure.axes:
+            ax.set_ylim(ax.get_ylim())  # has room for all runs; the bars of few runs may leave it
+    for (dataset, share, name), family in points.sort_values("x").groupby(["dataset", "share", "model_name"]):
+        ax, (color, marker) = panels[dataset, share], get_family_style(name).values()
+        x, y = family["x"], family["y"]
+        ax.errorbar(x, y, family["half_width"], color=color, linestyle="none", elinewidth=1, capsize=2.5)
+        ax.plot(x, y, color=color, linewidth=1.4 if name == DENSE else 0.6, label=name)
+        ax.scatter(x, y, 45, marker=marker, zorder=3, edgecolors=color,
+                   facecolors=np.where(family["is_filled"], color, "white"))
+        if name == DENSE and len(family) == 1:
+            ax.axhline(y.iloc[0], color=color, linewidth=1.4, zorder=1)
+        right, up = divmod(names.index(name) % 4, 2)  # so that numbers at neighbouring markers rarely meet
+        for nb_neurons, *xy in zip(family["nb_neurons"], x, y):
+            if len(widths) > 1 and nb_neurons:
+                ax.annotate(str(nb_neurons), xy, (5 if right else -5, 3 if up else -3), textcoords="offset points",
+                            ha="left" if right else "right", va="bottom" if up else "top", fontsize=6.5, color=color,
+                            zorder=4, path_effects=[withStroke(linewidth=1.5, foreground="white")])
+    for (_, block), ax in zip(blocks, figure.axes):
+        span = block["x"].max() / block["x"].min()
+        if span > 4:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if span < 10 else (1, 2, 5)))
+            ax.xaxis.set_minor_formatter("")
+        ax.xaxis.set_major_formatter(x_format)
+        ax.margins(x=0.08)
+    return figure
 
 
 def plot_accuracy(results, model_names=None):
     """Test accuracy against number of parameters, one panel per dataset and share.
 
     A marker is the mean over a family's runs with its 95 % t interval, the pale dashes are the single runs. The line of
-    the dense net is what a family has to beat: its mean, or with several numbers of neurons its means connected, so
-    that a family above the line is more accurate than a dense net of as many parameters, that is a narrower one. With
-    several numbers of neurons each is written at its marker. The parameter axis is logarithmic where it spans more than
-    a factor of four. The accuracy axis has room for all runs; intervals of few runs may leave it.
-
-    :param model_names: the families to show; None: all
+    the dense net is what a family has to beat: its mean, or with several numbers of neurons, each written at its
+    marker, its means connected: a family above the line is more accurate than a narrower dense net of as many
+    parameters. The axis is logarithmic where it spans more than a factor of four. model_names: the families to show.
     """
-    by_identity, _ = get_runs(results)
-    by_identity = {key: runs for key, runs in by_identity.items() if model_names is None or key[3] in model_names}
-    figure, panels = new_panels(results)
-    points, accuracies = {ax: [] for ax in figure.axes}, {ax: [] for ax in figure.axes}
-    for (dataset, share, nb_neurons, model_name), runs in by_identity.items():
-        if runs:
-            ax, size = panels[dataset, share], get_nb_parameters(runs)
-            values = [run["test_accuracy"] for run in runs.values()]
-            points[ax].append(Point(model_name, size, *get_mean_interval(values), _get_label(nb_neurons, results)))
-            accuracies[ax] += values
-            # The dashes are wider than the marker of the mean, so that no run hides behind one.
-            ax.plot([size] * len(values), values, color=get_family_style(model_name)["color"], linestyle="none",
-                    marker="_", markersize=12, markeredgewidth=1.2, alpha=min(0.35, 0.05 + 3 / len(values)))
-    for axes in get_rows(figure):
-        set_y_range(axes, [accuracy for ax in axes for accuracy in accuracies[ax]])
-        for ax in axes:
-            dense_means = [point.mean for point in points[ax] if point.model_name == DENSE]
-            if len(dense_means) == 1:
-                ax.axhline(dense_means[0], color=get_family_style(DENSE)["color"], linewidth=1.4, zorder=1)
-            _plot_points(ax, points[ax])
-            set_parameter_axis(ax, [point.x for point in points[ax]], EngFormatter(sep=""))
-    label_axes(figure, "Model parameters (count)", "Test accuracy\n(fraction of samples)")
-    _add_family_legend(figure, results, get_families_with_runs(by_identity),
-                       "markers: means with 95 % intervals, dashes: single runs")
-    return figure
+    runs, table = results_to_dataframe(results), summary_table(results).dropna(subset=["test_accuracy_mean"])
+    if model_names is not None:
+        runs, table = (frame[frame["model_name"].isin(model_names)] for frame in (runs, table))
+    quantiles = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, table["nb_runs"] - 1)
+    points = table.assign(x=table["nb_model_parameters"], y=table["test_accuracy_mean"], is_filled=True,
+                          half_width=quantiles * table["test_accuracy_sd"] / np.sqrt(table["nb_runs"]))
+    return _plot_against_size(
+        results, points, runs.assign(x=runs["nb_model_parameters"], y=runs["test_accuracy"]), EngFormatter(sep=""),
+        "Model parameters (count)", "Test accuracy (fraction of samples)",
+        "markers: means with 95 % intervals, dashes: single runs")
 
 
 def plot_differences(results):
     """Difference to the dense net against the ratio of parameters, one panel per dataset and share.
 
-    The rows of `compare_with_dense`: each net is compared with the dense one of as many neurons, which is at ratio 1
-    and difference 0. A bar is the 95 % t interval of its difference alone, left out below five pairs. A filled marker
-    is a verdict, better or worse than the dense net after correction for the number of families; an empty one is
-    undecided, even if its bar misses 0. Nets that differ more than six times as much as is usual in their row of
-    panels are written at its edge. ValueError if the sweep has no dense net.
+    The rows of `compare_with_dense`: each net beside the dense one of as many neurons, which is at ratio 1 and
+    difference 0. A bar is the 95 % t interval of the difference alone, left out below five pairs. A filled marker is a
+    verdict; an empty one is undecided, even if its bar misses 0. ValueError if the sweep has no dense net.
     """
-    rows = [row for row in compare_with_dense(results, DENSE) if row["nb_pairs"]]
-    figure, panels = new_panels(results)
-    points = {ax: [] for ax in figure.axes}
-    for row in rows:
-        # The interval of few pairs is so wide that it would hide all else.
-        ends = (row["interval_low"], row["interval_high"]) if row["nb_pairs"] >= MIN_PAIRS else (math.nan, math.nan)
-        points[panels[row["dataset"], row["share"]]].append(Point(
-            row["model_name"], row["parameter_ratio"], row["difference_mean"], *ends,
-            _get_label(row["nb_neurons"], results), row["verdict"] != "undecided"))
-    for axes in get_rows(figure):
-        reaches = [point.reach for ax in axes for point in points[ax]]
-        if not reaches:
-            continue
-        limit = FAR * np.median(reaches)
-        in_range = [point for ax in axes for point in points[ax] if point.reach <= limit]
-        set_y_range(axes, [0, *(value for point in in_range for value in (point.mean, point.low, point.high))],
-                    margin=0.08 if len(in_range) == len(reaches) else 0.18)
-        for ax in axes:
-            if points[ax]:
-                ax.axhline(0, color=get_family_style(DENSE)["color"], linewidth=1.4, zorder=1)
-                _plot_points(ax, [Point(DENSE, 1, 0, 0, 0), *(point for point in points[ax] if point.reach <= limit)])
-                for point in points[ax]:
-                    if point.reach > limit:
-                        _plot_at_edge(ax, point)
-                set_parameter_axis(ax, [1, *(point.x for point in points[ax])], "{x:g}")
-    label_axes(figure, "Model parameters (ratio to the dense net)", "Test accuracy minus\nthe dense net's")
-    names = dict.fromkeys(row["model_name"] for row in rows)
-    title = ("bars: 95 % intervals; filled: differs from the dense net, corrected for the number of families; "
-             "white: undecided")
-    if any(row["nb_pairs"] < MIN_PAIRS for row in rows):
-        title += "; no bar: less than five pairs"
-    _add_family_legend(figure, results, [DENSE, *names] if rows else [], title)
-    return figure
+    rows = compare_with_dense(results)
+    rows = rows[rows["nb_pairs"] > 0]
+    # The interval of few pairs is so wide that it would hide all else.
+    half_width = (rows["interval_high"] - rows["difference_mean"]).where(rows["nb_pairs"] >= MIN_PAIRS)
+    points = rows.assign(x=rows["parameter_ratio"], y=rows["difference_mean"], half_width=half_width,
+                         is_filled=rows["verdict"] != "undecided")
+    dense = points.drop_duplicates(["dataset", "share"]).assign(
+        model_name=DENSE, nb_neurons=0, x=1.0, y=0.0, half_width=math.nan, is_filled=True)
+    return _plot_against_size(
+        results, pd.concat([dense, points]), points[:0], "{x:g}", "Model parameters (ratio to the dense net)",
+        "Test accuracy minus the dense net's", "bars: 95 % intervals; filled: better or worse (Holm); white: undecided")
 
-
-def _plot_points(ax, points):
-    """Markers with bars and labels, those of a family connected."""
-    for model_name in dict.fromkeys(point.model_name for point in points):
-        family = sorted(point for point in points if point.model_name == model_name)
-        style = get_family_style(model_name)
-        x, means = [point.x for point in family], [point.mean for point in family]
-        lengths = [[point.mean - point.low for point in family], [point.high - point.mean for point in family]]
-        ax.errorbar(x, means, lengths, color=style["color"], linestyle="none", elinewidth=1, capsize=2.5)
-        ax.plot(x, means, color=style["color"], linewidth=1.4 if model_name == DENSE else 0.6, label=model_name)
-        for is_filled, look in ((True, dict(markersize=7.5, markeredgecolor="white", markeredgewidth=0.5)),
-                                (False, dict(markersize=5.5, markerfacecolor="white", markeredgewidth=1))):
-            some = [(point.x, point.mean) for point in family if point.is_filled == is_filled]
-            if some:
-                ax.plot(*zip(*some), **style, **look, linestyle="none")
-        for point in family:
-            _annotate(ax, point.label, (point.x, point.mean), (5, 4), style["color"])
-
-
-def _plot_at_edge(ax, point):
-    """A point outside of the panel's range, with its mean."""
-    style, above, transform = get_family_style(point.model_name), point.mean > 0, ax.get_xaxis_transform()
-    y = 0.95 if above else 0.05  # as a fraction of the panel's height
-    ax.plot([point.x], [y], **style, markersize=7.5, markeredgecolor="white", markeredgewidth=0.5, transform=transform)
-    text = f"{point.mean:+.2f}{'↑' if above else '↓'}".replace("-", "−")
-    _annotate(ax, text, (point.x, y), (5, 0), style["color"], xycoords=transform, va="center")
-    _annotate(ax, point.label, (point.x, y), (5, -10 if above else 6), style["color"], xycoords=transform)
-
-
-def _annotate(ax, text, xy, offset, color, **arguments):
-    """Small text beside a marker, readable on lines."""
-    if text:
-        ax.annotate(text, xy, xytext=offset, textcoords="offset points", color=color, fontsize=6.5,
-                    path_effects=[withStroke(linewidth=1.5, foreground="white")], **arguments)
-
-
-def _get_label(nb_neurons, results):
-    return str(nb_neurons) if len(set(results["nb_neurons_list"])) > 1 else ""
-
-
-def _add_family_legend(figure, results, names, title):
-    widths = sorted(set(results["nb_neurons_list"]))
-    title += "; numbers: neurons" if len(widths) > 1 else f"; {widths[0]} neurons" if widths else ""
-    add_legend(figure, title, [
-        Line2D([], [], **get_family_style(name), linestyle="-" if name == DENSE else "none", linewidth=1.4,
-               markersize=7.5, label=shorten(name, 20)) for name in names])
-
-
-# ---- learning curves --------------------------------------------------------------------------------------
 
 def plot_learning_curves(results, nb_neurons=None):
     """Training (solid) and validation (dashed) accuracy over epochs.
 
-    One row of panels per dataset and share, one column per family that has runs, for one number of neurons: the first
-    of the sweep if None, ValueError if the sweep has no such. Lines are medians over the runs, shades their ranges
-    (minimum to maximum). Runs stop at different epochs; one that has stopped keeps its last accuracy, as it keeps its
-    weights, which are the ones tested. So every epoch's median is over the same runs and does not jump when one ends;
-    a dotted line marks where the first run stops. Accuracies that are not finite are left out of their epoch.
+    One row of panels per dataset and share, one column per family, for one number of neurons, the first of the sweep if
+    None; ValueError if the sweep has no such. Lines are medians over the runs, shades their ranges. A run that has
+    stopped keeps its last accuracy, as it keeps its weights: every epoch's median is over the same runs.
     """
-    by_identity, nb_neurons = _get_runs_with_histories(results, nb_neurons)
-    rows = list(dict.fromkeys(key[:2] for key in by_identity))
-    columns = get_families_with_runs(by_identity) or ["all families"]
-
-    width = min(6.4, max(1.8, 12.6 / len(columns)))
-    height = 3.2 if len(rows) < 2 else 2.4
-    figure = new_figure(max(1, len(rows)) * len(columns), len(columns), (width, height), sharex="row")
-    for ax, ((dataset, share), model_name) in zip(figure.axes, product(rows, columns)):
-        titles = dataset, f"share {share:g}, {model_name}"
-        ax.set_title("\n".join(shorten(title, int(13.5 * width)) for title in titles), parse_math=False)
-        runs = by_identity.get((dataset, share, nb_neurons, model_name))
-        if not runs:
-            continue
-        color = get_family_style(model_name)["color"]
-        for key, linestyle, alpha in (("val_accuracy_history", "--", 0.12), ("accuracy_history", "-", 0.3)):
-            median, lowest, highest = _median_and_range([run[key] for run in runs])
-            epochs = np.arange(1, len(median) + 1)
-            ax.fill_between(epochs, lowest, highest, color=color, alpha=alpha, linewidth=0)
-            ax.plot(epochs, median, color=color, linestyle=linestyle, linewidth=1.1)
-        lengths = [len(run["accuracy_history"]) for run in runs]
-        if min(lengths) < max(lengths):
-            ax.axvline(min(lengths), color="#7f7f7f", linestyle=":", linewidth=1)
-    label_axes(figure, "Epoch", "Accuracy\n(fraction of samples)")
-    add_legend(figure, f"{nb_neurons} neurons; a run that has stopped keeps its last accuracy", [
-        Line2D([], [], color="#555555", label="training, median"),
-        Patch(color="#555555", alpha=0.3, linewidth=0, label="training, range"),
-        Line2D([], [], color="#555555", linestyle="--", label="validation, median"),
-        Patch(color="#555555", alpha=0.12, linewidth=0, label="validation, range"),
-        Line2D([], [], color="#555555", linestyle=":", label="first run stops")])
-    return figure
-
-
-def plot_validation_curves(results_by_label, nb_neurons=None):
-    """Median validation accuracy over epochs of sweeps beside each other, e.g. of two protocols of training.
-
-    One row of panels per dataset and share, one column per sweep, a line per family; the panels of a row share their
-    axes. A marker is at the median of the epochs after which runs stop, see plot_learning_curves.
-
-    :param results_by_label: {label (str): results dict}
-    :param nb_neurons: the first of each sweep if None, ValueError if one has no such
-    """
-    sweeps = {label: _get_runs_with_histories(results, nb_neurons) for label, results in results_by_label.items()}
-    rows = list(dict.fromkeys(key[:2] for by_identity, _ in sweeps.values() for key in by_identity))
-    nb_columns = max(1, len(sweeps))
-    figure = new_figure(max(1, len(rows)) * nb_columns, nb_columns, (min(4.8, max(2.4, 12.6 / nb_columns)), 3.0),
-                        sharex="row")
-    for ax, ((dataset, share), (label, (by_identity, _))) in zip(figure.axes, product(rows, sweeps.items())):
-        ax.set_title(f"{shorten(dataset, 32)}, share {share:g}\n{shorten(label, 40)}", parse_math=False)
-        for key, runs in by_identity.items():
-            if runs and key[:2] == (dataset, share):
-                histories = [run["val_accuracy_history"] for run in runs]
-                median, _, _ = _median_and_range(histories)
-                median_end = int(np.median([len(history) for history in histories]))
-                ax.plot(np.arange(1, len(median) + 1), median, **get_family_style(key[3]), linewidth=1.1,
-                        markevery=[median_end - 1], markersize=7.5, markeredgecolor="white", markeredgewidth=0.6,
-                        label=key[3])
-    label_axes(figure, "Epoch", "Validation accuracy\n(fraction of samples)")
-    names = [name for by_identity, _ in sweeps.values() for name in get_families_with_runs(by_identity)]
-    widths = ", ".join(map(str, dict.fromkeys(nb_neurons for _, nb_neurons in sweeps.values())))
-    add_legend(figure, f"{widths} neurons; medians over the runs, markers where half of them have stopped", [
-        Line2D([], [], **get_family_style(name), linewidth=1.1, markersize=7.5, label=shorten(name, 20))
-        for name in dict.fromkeys(names)])
-    return figure
-
-
-def _get_runs_with_histories(results, nb_neurons):
-    """{(dataset, share, nb_neurons, model_name): [run, ...]} for one number of neurons, and that number."""
-    by_identity, _ = get_runs(results)
-    if nb_neurons is None:
-        nb_neurons = next(iter(results["nb_neurons_list"]), None)
-    elif nb_neurons not in results["nb_neurons_list"]:
+    runs, _ = _get_runs(results)
+    nb_neurons = nb_neurons or results["nb_neurons_list"][0]
+    if nb_neurons not in results["nb_neurons_list"]:
         raise ValueError(f"the sweep has no {nb_neurons} neurons, but {results['nb_neurons_list']}")
-    return {key: [run for run in runs.values() if run["accuracy_history"] and run["val_accuracy_history"]]
-            for key, runs in by_identity.items() if key[2] == nb_neurons}, nb_neurons
+    runs = {key: list(found.values()) for key, found in runs.items() if found and key[2] == nb_neurons}
+    names = list(dict.fromkeys(key[3] for key in runs))
+    panels = list(product(dict.fromkeys(key[:2] for key in runs), names))
+    figure = _new_figure(
+        [f"{dataset}\nshare {share:g}\n{format_family(name)}" for (dataset, share), name in panels], len(names),
+        "Epoch", "Accuracy (fraction of samples)",
+        f"{nb_neurons} neurons; lines: medians, shades: ranges; a run that has stopped keeps its last accuracy",
+        [Line2D([], [], color="#555555", linestyle=style, label=label) for label, style in (
+            ("training", "-"), ("validation", "--"), ("first run stops", ":"))], (1.8, 2.8), sharex="row")
+    axes = dict(zip(panels, figure.axes))
+    for (*block, _, name), family in runs.items():
+        ax, color = axes[tuple(block), name], get_family_style(name)["color"]
+        for key, linestyle, alpha in (("val_accuracy_history", "--", 0.12), ("accuracy_history", "-", 0.3)):
+            curves = pd.concat([pd.Series(run[key]) for run in family], axis=1).ffill()  # (nb_epochs, nb_runs)
+            epochs = curves.index + 1
+            ax.fill_between(epochs, curves.min(axis=1), curves.max(axis=1), color=color, alpha=alpha, linewidth=0)
+            ax.plot(epochs, curves.median(axis=1), color=color, linestyle=linestyle, linewidth=1.1)
+        ax.axvline(min(len(run["accuracy_history"]) for run in family), color="#7f7f7f", linestyle=":", linewidth=1)
+    return figure
 
 
-def _median_and_range(histories):
-    """Median, minimum and maximum per epoch, each (nb_epochs,); shorter histories keep their last value."""
-    nb_epochs = max(len(history) for history in histories)
-    held = [[*history, *[history[-1]] * (nb_epochs - len(history))] for history in histories]
-    held = np.ma.masked_invalid(np.array(held, dtype=float))  # (nb_runs, nb_epochs)
-    statistics = (np.ma.median(held, axis=0), held.min(axis=0), held.max(axis=0))
-    return [np.ma.filled(statistic, math.nan) for statistic in statistics]
+FIGURES = {plot_accuracy: "", plot_differences: "_differences", plot_learning_curves: "_learning_curves"}
 
 
-# ---- files ------------------------------------------------------------------------------------------------
-
-# What is added to the name of a file of results -> which figure of it that is.
-FIGURES = {"": plot_accuracy, "_differences": plot_differences, "_learning_curves": plot_learning_curves}
-
-
-def draw_figures(results, path, suffixes=tuple(FIGURES)):
-    """Write figures of results beside their file, some of FIGURES; the paths of the .png files, a .pdf beside each.
-
-    Without a dense net there are no differences to it.
-    """
-    pictures = []
-    for suffix in suffixes:
-        if FIGURES[suffix] is not plot_differences or DENSE in results["model_names"]:
-            pictures.append(_get_picture_path(path, suffix))
-            save_figure(FIGURES[suffix](results), pictures[-1])
-    return pictures
+def draw_figures(results, path, plots=tuple(FIGURES)):
+    """Write figures beside the file of the results, no differences if there is no dense net; paths of the pictures."""
+    pictures = {plot: Path(path).with_name(f"{Path(path).stem}{FIGURES[plot]}.png") for plot in plots
+                if plot is not plot_differences or DENSE in results["model_names"]}
+    for plot, picture in pictures.items():
+        save_figure(plot(results), picture)
+    return list(pictures.values())
 
 
-def remove_figures(path):
-    """Remove what draw_figures has written for a file of results, as it is about to change."""
-    for suffix in FIGURES:
-        for ending in (".png", ".pdf"):
-            _get_picture_path(path, suffix).with_suffix(ending).unlink(missing_ok=True)
-
-
-def _get_picture_path(path, suffix):
-    return Path(path).with_name(f"{Path(path).stem}{suffix}.png")
-
-
-@prints_without_failing
 def main(arguments=None):
-    """Print the table and write the figures beside the pickle; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
-        print("usage: python plot_results.py [benchmark_result.p]", file=sys.stderr)
-        return 2
-    path = Path(arguments[0] if arguments else "benchmark_result.p").expanduser()
+    """Print the table and write the figures beside the pickle."""
+    parser = argparse.ArgumentParser(description="Print the table of a sweep and write its figures beside its file.")
+    parser.add_argument("path", nargs="?", default="benchmark_result.p", help="default: %(default)s")
+    path = Path(parser.parse_args(arguments).path).expanduser()
     try:
         results = load_results(path)
         print(format_summary_table(results))
-        for picture in draw_figures(results, path):
-            print(f"wrote {picture} and .pdf")
-    except Exception as error:  # matplotlib raises any, e.g. without the LaTeX that a user's settings ask for
-        print(f"plot_results.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        print(*(f"wrote {picture}" for picture in draw_figures(results, path)), sep="\n")
+    except (OSError, ValueError) as problem:
+        parser.error(str(problem))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.stdout.reconfigure(errors="replace")
+    main()

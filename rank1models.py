@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from checks import check_features, check_positive_integers
+from checks import check_integers
 from realisation import get_random_glorot_uniform_matrix
 from standardmodels import ConvNet, FeedForwardNet
 
@@ -11,17 +11,15 @@ from standardmodels import ConvNet, FeedForwardNet
 class Rank1Layer(nn.Module):
     """y = (u v1) v2 + bias: a weight matrix of rank 1; (..., size) -> (..., output_size).
 
-    v1 (size, 1), v2 (1, output_size) and bias (output_size,) are Glorot-uniform.
+    v1 (size, 1), v2 (1, output_size) and bias (output_size,) are Glorot-uniform; output_size None means size.
 
-    :param output_size: None: as many outputs as inputs
-    :param bias: whether there is one
-    :raises ValueError: a size is not a positive integer, or an input of another size or dtype
+    :raises ValueError: a size is not a positive integer
     """
 
     def __init__(self, size, output_size=None, bias=True, *, device=None, dtype=None):
         super().__init__()
         output_size = size if output_size is None else output_size
-        check_positive_integers(size=size, output_size=output_size)
+        check_integers(size=size, output_size=output_size)
         self.size, self.output_size = size, output_size
         self.v1 = nn.Parameter(torch.empty(size, 1, device=device, dtype=dtype))
         self.v2 = nn.Parameter(torch.empty(1, output_size, device=device, dtype=dtype))
@@ -36,7 +34,6 @@ class Rank1Layer(nn.Module):
             parameter.copy_(get_random_glorot_uniform_matrix(parameter.shape))
 
     def forward(self, u):
-        check_features(u, self.size, self.v1.dtype)
         y = u @ self.v1 @ self.v2
         return y if self.bias is None else y + self.bias
 

@@ -1,8 +1,8 @@
 """State matrices of sequentially semiseparable matrices: realised from a dense matrix, or drawn at random.
 
 Stage k takes in `input_dims[k]` inputs and gives `output_dims[k]` outputs; the equations are in semiseparablemodels.py.
-Here everything is a plain function of tensors, float64 on the CPU where nothing else is said. D are the blocks on the
-diagonal; A, B, C come from those below, and E, F, G likewise from those above:
+Tensors are float64 on the CPU where nothing else is said. D are the blocks on the diagonal; A, B, C come from those
+below, and E, F, G likewise from those above:
 
     T[rows of stages >= k, columns of stages < k]  =  O_k R_k        the causal Hankel block at k
                                                                      = observability times controllability
@@ -15,20 +15,20 @@ Source: Dewilde and van der Veen, *Time-Varying Systems and Computations*, chapt
 """
 
 import math
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 
+import numpy as np
 import torch
-from torch.nn import functional
 
-from checks import to_matrix
+from checks import check_finite
+
+LARGEST_FULL_SIZE = 130  # rows or columns, the fewer, up to which a full singular value decomposition is fast enough
 
 # draw_state_matrices: what realised matrices were found to be like, for n = 25 .. 300 and d = 1 .. 8. Entries off the
 # diagonal have 1 - exp(-VARIANCE_FACTOR (d/n)^VARIANCE_EXPONENT) times the variance of the Glorot-uniform ones, and it
 # falls by a factor e within n^FALL_EXPONENT entries from the diagonal.
-VARIANCE_FACTOR, VARIANCE_EXPONENT = 11, 4 / 3
-FALL_EXPONENT = 2 / 3
+VARIANCE_FACTOR, VARIANCE_EXPONENT, FALL_EXPONENT = 11, 4 / 3, 2 / 3
 
 
 def get_random_glorot_uniform_matrix(shape, *, dtype=None):
@@ -48,9 +48,8 @@ def get_stage_dims(input_size, output_size, inputoutput_dim):
 def get_state_dims(input_dims, output_dims, statespace_dim):
     """[d_0, ..., d_K]: entries of the causal state that enters stage k, which has no use for more than there are inputs
     before it or outputs from k on. With the two lists exchanged: of the anticausal state that leaves stage k."""
-    inputs_before = accumulate(input_dims, initial=0)
-    outputs_before = accumulate(output_dims, initial=0)
-    return [min(statespace_dim, i, sum(output_dims) - o) for i, o in zip(inputs_before, outputs_before)]
+    starts = zip(accumulate(input_dims, initial=0), accumulate(output_dims, initial=0))
+    return [min(statespace_dim, column, sum(output_dims) - row) for column, row in starts]
 
 
 def get_stage_shapes(input_dims, output_dims, statespace_dim):
@@ -81,38 +80,51 @@ def get_padded_positions(dims, chunk_length):
 
 # ---- from a dense matrix to state matrices ----
 
-def realise(matrix, input_dims, output_dims, statespace_dim, *, hankel_svds=None):
+def to_matrix(values, name="matrix", nb_dims=2):
+    """Finite real numbers in a tensor, an array of any form in memory (which is copied) or lists -> tensor without
+    gradient; ValueError for anything else, under its name."""
+    if not isinstance(values, torch.Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf" or np.ma.is_masked(values):
+            raise ValueError(f"{name} must be real numbers, neither masked nor sparse, got dtype {array.dtype}")
+        # torch takes no foreign byte order, no negative strides, and read-only memory under protest.
+        values = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    if values.layout != torch.strided or values.dim() != nb_dims or not values.numel():
+        raise ValueError(f"{name} must be dense and have {nb_dims} dimensions and entries, "
+                         f"got {values.layout} of shape {tuple(values.shape)}")
+    check_finite(**{name: values})
+    return values.detach()
+
+
+def realise(matrix, input_dims, output_dims, statespace_dim):
     """The truncated balanced realisation of a matrix; exact if no Hankel block has a rank above statespace_dim.
 
     :param matrix: tensor, array or lists (outputs, inputs)
     :param input_dims, output_dims: [inputs of stage k], [outputs of stage k]; their sums are the matrix's sizes
-    :param hankel_svds: function like get_hankel_svds, which is the default
     :return: {name: tensor} with A, E (K, d, d), B, F (K, d, m), C, G (K, p, d), D (K, p, m), zero-padded to the largest
         state d and the largest numbers m and p of inputs and outputs of a stage; float64 on the CPU
     """
-    hankel_svds = hankel_svds or get_hankel_svds
     matrix = to_matrix(matrix).double().cpu()
     causal = get_state_dims(input_dims, output_dims, statespace_dim)
     anticausal = get_state_dims(output_dims, input_dims, statespace_dim)
     d = max(causal + anticausal)
-    with _one_thread_on_the_cpu():
-        A, B, C = _realise_causal_part(matrix, input_dims, output_dims, causal, d, hankel_svds)
+    with _one_thread_on_the_cpu(with_scipy=min(matrix.shape) > LARGEST_FULL_SIZE):
+        A, B, C = _realise_causal_part(matrix, input_dims, output_dims, causal, d)
         # The transpose of the anticausal part is causal, with Eᵀ, Gᵀ, Fᵀ in place of A, B, C:
         # (G_j E_{j+1} .. E_{i-1} F_i)ᵀ = F_iᵀ E_{i-1}ᵀ .. E_{j+1}ᵀ G_jᵀ.
-        E, G, F = (stages.mT for stages in _realise_causal_part(matrix.mT, output_dims, input_dims, anticausal, d,
-                                                                hankel_svds))
+        E, G, F = (stages.mT for stages in _realise_causal_part(matrix.mT, output_dims, input_dims, anticausal, d))
     D = matrix.new_zeros(len(input_dims), max(output_dims), max(input_dims))
-    starts = zip(accumulate(output_dims, initial=0), accumulate(input_dims, initial=0))
-    for k, ((row, column), m, p) in enumerate(zip(starts, input_dims, output_dims)):
-        D[k, :p, :m] = matrix[row:row + p, column:column + m]
+    ends = zip(accumulate(output_dims), accumulate(input_dims))
+    for k, ((row, column), p, m) in enumerate(zip(ends, output_dims, input_dims)):
+        D[k, :p, :m] = matrix[row - p:row, column - m:column]
     return dict(A=A, B=B, C=C, D=D, E=E, F=F, G=G)
 
 
-def _realise_causal_part(T, input_dims, output_dims, state_dims, d, hankel_svds):
-    K = len(input_dims)
-    A, B, C = T.new_zeros(K, d, d), T.new_zeros(K, d, max(input_dims)), T.new_zeros(K, max(output_dims), d)
+def _realise_causal_part(T, input_dims, output_dims, state_dims, d):
+    A, B, C = (T.new_zeros(len(input_dims), *shape) for shape in ((d, d), (d, max(input_dims)), (max(output_dims), d)))
     O_previous = None
-    for k, (U, sigma, Vh) in enumerate(hankel_svds(T, input_dims, output_dims, state_dims), start=1):
+    for k, (row, column) in _hankel_positions(input_dims, output_dims):
+        U, sigma, Vh = _get_leading_triplets(T[row:, :column], state_dims[k])
         # The nearest stage is the first one of O, and the last one of R.
         root = sigma.sqrt()
         O, R = U * root, root[:, None] * Vh
@@ -144,8 +156,8 @@ def hankel_singular_values(matrix, input_dims=None, output_dims=None):
             [torch.linalg.svdvals(T[row:, :column]) for _, (row, column) in _hankel_positions(*dims)]
             for T, dims in ((matrix, (input_dims, output_dims)), (matrix.mT, (output_dims, input_dims))))
     if not causal:  # a single stage
-        return matrix.new_zeros(0, 1), matrix.new_zeros(0, 1)
-    return torch.nn.utils.rnn.pad_sequence(causal + anticausal, batch_first=True).unflatten(0, (2, -1)).unbind()
+        return matrix.new_zeros(2, 0, 1).unbind()
+    return torch.nn.utils.rnn.pad_sequence(causal + anticausal, batch_first=True).chunk(2)
 
 
 def _hankel_positions(input_dims, output_dims):
@@ -153,125 +165,35 @@ def _hankel_positions(input_dims, output_dims):
     return list(enumerate(zip(accumulate(output_dims[:-1]), accumulate(input_dims[:-1])), start=1))
 
 
-def get_hankel_svds(T, input_dims, output_dims, state_dims, largest_full_size=130, nb_blocks=48):
-    """Iterate over k = 1 .. K-1: U (rows, d_k), sigma (d_k,), Vh (d_k, columns), the leading singular triplets of the
-    causal Hankel blocks. Singular values that are zero up to rounding are zero.
+def _get_leading_triplets(H, d):
+    """U (rows, d), sigma (d,), Vh (d, columns) of a matrix H; singular values that are zero up to rounding are zero."""
+    if min(H.shape) > max(LARGEST_FULL_SIZE, 6 * d):  # then d eigenvectors of H Hᵀ take a fifth of the time
+        if H.shape[0] > H.shape[1]:
+            V, sigma, Uh = _get_leading_triplets(H.mT, d)
+            return Uh.mT, sigma, V.mT
+        from scipy.linalg import eigh  # here, for it takes a tenth of a second to import
 
-    Blocks with a side of up to `largest_full_size` get their full decomposition. Of the others only few triplets
-    matter, and neighbours differ in few rows and columns: `nb_blocks` of them share the products of one Lanczos
-    iteration.
-    """
-    d = max(state_dims)
-    largest_full_size = max(largest_full_size, 6 * (d + 5))
-    waiting = []
-    for k, (row, column) in _hankel_positions(input_dims, output_dims):
-        is_large = min(len(T) - row, column) > largest_full_size
-        if is_large:
-            waiting.append((row, column))
-        if waiting and (len(waiting) == nb_blocks or not is_large):
-            yield from _svds_by_lanczos(T, waiting, d)
-            waiting = []
-        if not is_large:
-            yield _hankel_svd(T, row, column, state_dims[k])
-    if waiting:
-        yield from _svds_by_lanczos(T, waiting, d)
-
-
-def _hankel_svd(T, row, column, d):
-    H = T[row:, :column]
+        values, vectors = eigh((H @ H.mT).numpy(), subset_by_index=(len(H) - d, len(H) - 1))
+        sigma, U = torch.from_numpy(values).flip(0).clamp(min=0).sqrt(), torch.from_numpy(vectors).flip(1)
+        if sigma[-1] > 1e-5 * sigma[0]:  # the squares of smaller ones are lost in rounding
+            return U, sigma, U.mT @ H / sigma[:, None]
     U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
     rounding = sigma[0] * max(H.shape) * torch.finfo(H.dtype).eps
     return U[:, :d], torch.where(sigma > rounding, sigma, 0)[:d], Vh[:d]
 
 
-def _svds_by_lanczos(T, positions, d, tolerance=1e-11, max_restarts=50):
-    """The d leading singular triplets of T[row:, :column] for all positions (row, column), which ascend.
-
-    Lanczos iteration with thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000) for the eigenvectors
-    of H Hᵀ or Hᵀ H, whichever is smaller, for all blocks H at once: H stands for the matrix that holds them all,
-    and each block masks the rows and columns that it lacks. Blocks for which it does not work get a full
-    decomposition: those with too small singular values, which squares lose, and those that do not converge.
-    """
-    first_row, last_column = positions[0][0], positions[-1][1]
-    rows, columns = torch.tensor(positions).T[:, :, None]  # (blocks, 1) each
-    H = T[first_row:, :last_column]
-    mask_out = (torch.arange(first_row, len(T)) >= rows).to(T.dtype)  # (blocks, rows of H)
-    mask_in = (torch.arange(last_column) < columns).to(T.dtype)  # (blocks, columns of H)
-    transposed = H.shape[0] < H.shape[1]
-    if transposed:
-        H, mask_in, mask_out = H.mT, mask_out, mask_in
-    nb_kept, nb_vectors = d + 5, 3 * (d + 5)
-    blocks, size = mask_in.shape
-    draw_direction = partial(_draw_direction, mask=mask_in, generator=torch.Generator().manual_seed(0))
-
-    Q = T.new_zeros(blocks, nb_vectors + 1, size)  # orthonormal rows
-    projected = T.new_zeros(blocks, nb_vectors, nb_vectors)  # Q HᵀH Qᵀ, upper triangle
-    Q[:, 0] = draw_direction(Q[:, :0])
-    nb_known, sigma_before = 0, None
-    for _ in range(max_restarts):
-        norm = _extend_krylov_basis(Q, projected, nb_known, lambda q: (q @ H.mT * mask_out) @ H * mask_in,
-                                    draw_direction)
-        values, vectors = torch.linalg.eigh(projected, UPLO="U")
-        residuals = (norm * vectors[:, -1, -d:]).abs()
-        sigma = values[:, -d:].clamp(min=0).sqrt()
-        works = sigma[:, 0] > 1e-5 * sigma[:, -1]
-        is_converged = (residuals <= tolerance * values[:, -1:]).all(1)
-        # Of equal singular values one start finds one. So another start, beside what is found, must find nothing new.
-        is_confirmed = sigma_before is not None and ((sigma - sigma_before).abs() <= 1e-9 * sigma).all(1)
-        if (is_converged & is_confirmed | ~works).all():
-            break
-        # Restart with the best eigenvectors found so far, and the last direction.
-        Q[:, :nb_kept] = torch.bmm(vectors[:, :, -nb_kept:].mT, Q[:, :nb_vectors])
-        Q[:, nb_kept] = Q[:, nb_vectors]
-        sigma_before = None
-        if (is_converged | ~works).all():
-            Q[:, nb_kept], sigma_before = draw_direction(Q[:, :nb_kept]), sigma
-        projected = torch.diag_embed(functional.pad(values[:, -nb_kept:], (0, nb_vectors - nb_kept)))
-        nb_known = nb_kept
-    else:
-        works[:] = False
-    works = works & is_converged & is_confirmed
-    sigma = sigma.flip(1)
-    inner = torch.bmm(vectors[:, :, -d:].mT, Q[:, :nb_vectors]).flip(1)  # (blocks, d, size), largest first
-    outer = inner @ H.mT * mask_out[:, None] / sigma[:, :, None]
-    left, right = (inner, outer) if transposed else (outer, inner)
-    return [(left[i, :, row - first_row:].mT, sigma[i], right[i, :, :column]) if works[i]
-            else _hankel_svd(T, row, column, d) for i, (row, column) in enumerate(positions)]
-
-
-def _extend_krylov_basis(Q, projected, nb_known, apply, draw_direction):
-    """Fill the rows of Q (blocks, vectors + 1, size) from nb_known + 1 on, and the columns of `projected` from nb_known
-    on, in place; apply is the symmetric operator. Returns the norm (blocks, 1) of what is left beyond the basis."""
-    for j in range(nb_known, projected.shape[1]):
-        q = apply(Q[:, j])
-        for _ in range(2):  # Gram-Schmidt is only stable if it is done twice
-            coefficients = torch.bmm(Q[:, :j + 1], q[:, :, None])
-            q = q - torch.bmm(coefficients.mT, Q[:, :j + 1])[:, 0]
-            projected[:, :j + 1, j] += coefficients[:, :, 0]
-        norm = q.norm(dim=1, keepdim=True)
-        Q[:, j + 1] = q / norm
-        is_exhausted = norm <= 1e-13 * projected.abs().amax((1, 2))[:, None]  # a block of low rank
-        if is_exhausted.any():
-            norm = norm.masked_fill(is_exhausted, 0)
-            Q[:, j + 1] = torch.where(is_exhausted, draw_direction(Q[:, :j + 1]), Q[:, j + 1])
-    return norm
-
-
-def _draw_direction(Q, mask, generator):
-    """Unit vectors (blocks, size), zero outside the mask and orthogonal to the rows of Q (blocks, vectors, size)."""
-    q = torch.randn(mask.shape[1], dtype=mask.dtype, generator=generator) * mask
-    for _ in range(2):
-        q = q - torch.bmm(torch.bmm(Q, q[:, :, None]).mT, Q)[:, 0]
-    return q / q.norm(dim=1, keepdim=True)
-
-
 @contextmanager
-def _one_thread_on_the_cpu():
+def _one_thread_on_the_cpu(with_scipy=False):
     """Thousands of small decompositions are faster on one thread than on several that wait for each other."""
-    nb_threads = torch.get_num_threads()
+    nb_threads, limits = torch.get_num_threads(), nullcontext()
+    if with_scipy:  # which has threads of its own; finding them takes 10 ms
+        import scipy.linalg  # noqa: F401, for what is loaded later is not found
+        from threadpoolctl import threadpool_limits
+
+        limits = threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     try:
-        with torch.device("cpu"):  # whatever the default device is
+        with limits, torch.device("cpu"):  # whatever the default device is
             yield
     finally:
         torch.set_num_threads(nb_threads)
@@ -280,15 +202,14 @@ def _one_thread_on_the_cpu():
 # ---- initialisations: {parameter name: tensor} of a layer ----
 
 def realise_glorot_uniform_matrix(input_dims, output_dims, statespace_dim):
-    """The paper's: a dense Glorot-uniform matrix is drawn and realised, in about O(n³) operations."""
-    n, nb_outputs = sum(input_dims), sum(output_dims)
-    bias = get_random_glorot_uniform_matrix((nb_outputs,))
-    matrix = get_random_glorot_uniform_matrix((nb_outputs, n), dtype=torch.float64)
+    """The paper's: a dense Glorot-uniform matrix is drawn and realised, in about O(n⁴) operations."""
+    bias = get_random_glorot_uniform_matrix((sum(output_dims),))
+    matrix = get_random_glorot_uniform_matrix((sum(output_dims), sum(input_dims)), dtype=torch.float64)
     return dict(realise(matrix, input_dims, output_dims, statespace_dim), bias=bias)
 
 
 def draw_state_matrices(input_dims, output_dims, statespace_dim):
-    """Drawn at random in O(n), like what realise_glorot_uniform_matrix finds in O(n³), see VARIANCE_FACTOR above.
+    """Drawn at random in O(n), like what realise_glorot_uniform_matrix finds in O(n⁴), see VARIANCE_FACTOR above.
 
     Every A_k is an orthogonal matrix times the factor by which entries fall from one stage to the next; B_k and C_k are
     normal with the variance that gives the entries of the represented matrix theirs.

@@ -1,6 +1,6 @@
 """Sequentially semiseparable (SSS) layers and the nets of the benchmark that have one as hidden layer.
 
-An SSS layer computes y = T u + bias without ever forming the matrix T. The input u is cut into K slices u_k of m
+An SSS layer computes y = T u + bias, where small matrices stand for T. The input u is cut into K slices u_k of m
 entries, the output into K slices y_k of p entries, and two recursions carry a state from stage to stage:
 
     x_{k+1} = A_k x_k + B_k u_k                 causal,     k = 0 .. K-1, x_0 empty
@@ -14,8 +14,9 @@ tiny products would spend all time on calls, so `forward` first merges neighbour
     2. merge             two neighbouring stages are one stage with twice the inputs, again and again
     3. apply the chunks  states from inputs, a short recursion over the chunks, outputs from states and inputs
 
-The anticausal part is causal if the stages are taken in reverse order, so steps 1 and 2 handle both in one batch. The
-backward pass, the paper's backpropagation through states, is autograd's in steps 1 and 2 and written out in step 3.
+Up to n = 128, or with large states, one chunk is fastest: its matrix is T itself, and step 3 one dense product. Else
+only blocks on the diagonal of T are formed. The anticausal part is causal if the stages are taken in reverse order, so
+steps 1 and 2 handle both in one batch. The backward pass is autograd's in steps 1 and 2 and written out in step 3.
 
 Sources: Kissel et al., doi 10.1007/978-3-031-16474-3_39; Chandrasekaran et al., SIAM J. Matrix Anal. Appl. 27(2), 2005.
 """
@@ -26,13 +27,11 @@ from itertools import groupby, pairwise
 
 import torch
 from torch import nn
-from torch.autograd import Function
 from torch.nn import functional
 
-from checks import (check_choice, check_features, check_finite, check_positive_integers, is_autocast_enabled,
-                    to_matrix, to_tensor)
+from checks import check_choice, check_integers
 from realisation import (INITIALISATIONS, get_padded_positions, get_random_glorot_uniform_matrix,  # noqa: F401
-                         get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise)
+                         get_stage_dims, get_stage_shapes, get_state_dims, get_used_entries, realise, to_matrix)
 from standardmodels import ConvNet, FeedForwardNet
 
 LARGEST_DENSE_SIZE = 128  # sqrt(n n') up to which one chunk, that is the dense matrix and one product, is fastest
@@ -43,41 +42,36 @@ CHUNK_SIZE_PER_STATE = 4  # and at least so many times d, or the states make mor
 class SemiseparableLayer(nn.Module):
     """y = T u + bias with an SSS matrix T; (..., input_size) -> (..., output_size).
 
-    Inputs and outputs are split into K = nb_states consecutive parts as even as possible, a stage for each; their sizes
-    are `input_dims` and `output_dims`. The parameters are stacked over the stages and zero-padded to the largest state
-    d, the most inputs m and the most outputs p of a stage; `stage_shapes` has the true sizes. Whatever stands in the
-    padding, it is left out, and its gradient is zero.
+    Inputs and outputs are split into K = nb_states consecutive parts as even as possible, `input_dims` and
+    `output_dims`, a stage for each. Parameters are stacked over the stages and zero-padded to the largest state d, the
+    most inputs m and the most outputs p of a stage. Whatever stands in the padding is left out, and its gradient is
+    zero; `stage_shapes` {name: [(rows, columns) of stage k]} has the true sizes, `padding_sizes` {name: entries}.
 
-    :param input_size: number n of inputs
+    :param input_size, output_size: numbers n of inputs and n' of outputs; None: as many outputs as inputs
     :param statespace_dim: largest number of entries of a state
-    :param inputoutput_dim: inputs and outputs of a stage; divides the smaller size, and the larger one is split into as
-        many parts
-    :param output_size: number n' of outputs; None: as many as inputs
-    :param bias: whether there is one
-    :param initialisation: "realisation" realises a Glorot-uniform matrix as in the paper, about O(n³) operations;
-        "direct" draws state matrices whose matrix has entries of about the same variance, O(n); "zeros" is for
-        layers whose parameters are set afterwards
+    :param inputoutput_dim: inputs and outputs of a stage; divides the smaller size, and the larger has as many parts
+    :param initialisation: "realisation" realises a Glorot-uniform matrix as in the paper, O(n⁴); "direct" draws state
+        matrices for entries of about the same variance, O(n); "zeros" for layers whose parameters are set afterwards
     :raises ValueError: for sizes that are no positive integers or do not divide, and for another initialisation
     """
 
     def __init__(self, input_size, statespace_dim=10, inputoutput_dim=1, *, output_size=None, bias=True,
                  initialisation="realisation", device=None, dtype=None):
         super().__init__()
-        output_size = input_size if output_size is None else output_size
-        check_positive_integers(input_size=input_size, statespace_dim=statespace_dim, inputoutput_dim=inputoutput_dim,
-                                output_size=output_size)
-        if min(input_size, output_size) % inputoutput_dim:
+        nb_outputs = input_size if output_size is None else output_size
+        check_integers(input_size=input_size, statespace_dim=statespace_dim, inputoutput_dim=inputoutput_dim,
+                       output_size=nb_outputs)
+        if min(input_size, nb_outputs) % inputoutput_dim:
             raise ValueError(f"inputoutput_dim must divide input_size, or output_size if that is smaller, "
-                             f"got {inputoutput_dim} and {min(input_size, output_size)}")
+                             f"got {inputoutput_dim} and {min(input_size, nb_outputs)}")
         check_choice("initialisation", initialisation, tuple(INITIALISATIONS))
-        self.input_size, self.output_size, self.initialisation = input_size, output_size, initialisation
+        self.input_size, self.output_size, self.initialisation = input_size, nb_outputs, initialisation
         self.statespace_dim, self.inputoutput_dim = statespace_dim, inputoutput_dim
-        self.input_dims, self.output_dims = get_stage_dims(input_size, output_size, inputoutput_dim)
+        self.input_dims, self.output_dims = get_stage_dims(input_size, nb_outputs, inputoutput_dim)
         self.state_dims = get_state_dims(self.input_dims, self.output_dims, statespace_dim)
         self.anticausal_state_dims = get_state_dims(self.output_dims, self.input_dims, statespace_dim)
         self.nb_states = K = len(self.input_dims)
         m, p, d = self.input_dims[0], self.output_dims[0], max(self.state_dims + self.anticausal_state_dims)
-        self._warn_of_size()
 
         def zeros(*shape):
             return nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
@@ -89,7 +83,15 @@ class SemiseparableLayer(nn.Module):
         self.E = zeros(K, d, d)  # anticausal state to the previous stage's
         self.F = zeros(K, d, m)  # input to anticausal state
         self.G = zeros(K, p, d)  # anticausal state to output
-        self.register_parameter("bias", zeros(output_size) if bias else None)
+        self.register_parameter("bias", zeros(nb_outputs) if bias else None)
+        self.stage_shapes = get_stage_shapes(self.input_dims, self.output_dims, statespace_dim)
+        nb_used = {name: sum(rows * columns for rows, columns in shapes) for name, shapes in self.stage_shapes.items()}
+        self.padding_sizes = {name: getattr(self, name).numel() - size for name, size in nb_used.items()}
+        # Whoever names output_size does not take the second argument for it, which stands there in nn.Linear.
+        if output_size is None and sum(nb_used.values()) > 2 * input_size ** 2:
+            warnings.warn(f"SemiseparableLayer({input_size}, {statespace_dim}, ..) has {sum(nb_used.values()):,} "
+                          f"parameters, more than twice as many as a dense matrix; its second argument is "
+                          f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=2)
         self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
         self.reset_parameters()
 
@@ -98,10 +100,9 @@ class SemiseparableLayer(nn.Module):
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
-            is_used = _stage_matrices(self._chunk_length, **{
-                name: get_used_entries(shapes, getattr(self, name).shape)
-                for name, shapes in self.stage_shapes.items()})
-            self.register_buffer("_is_padding", ~is_used, persistent=False)
+            is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
+                       for name, shapes in self.stage_shapes.items()}
+            self.register_buffer("_is_padding", ~_stage_matrices(self._chunk_length, **is_used), persistent=False)
             for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
                 self.register_buffer(name, get_padded_positions(dims, self._chunk_length), persistent=False)
         self.to(self.D.device)._set_parameters(values)
@@ -111,13 +112,11 @@ class SemiseparableLayer(nn.Module):
         """The SSS layer whose matrix is close to a given one, by truncated balanced realisation.
 
         Exact if statespace_dim is at least the rank of every block of rows of stages from k on and columns of stages
-        before k, and the other way round; hankel_singular_values of realisation.py tells how close. About O(n³ d)
-        operations where the singular values are distinct, else O(n⁴).
+        before k, and the other way round; hankel_singular_values of realisation.py tells how close. O(n⁴) operations.
 
-        :param matrix: tensor, array or lists (n', n), row i the weights of output i; its floating-point dtype and its
-            device become those of the layer
+        :param matrix: tensor, array or lists (n', n); its device and its floating-point dtype become the layer's
         :param bias: (n',); zero if None; a layer without bias if False
-        :raises ValueError: no matrix, a bias of another size, or entries that are no real and finite numbers
+        :raises ValueError: no matrix of finite real numbers, or no vector of them as bias
         """
         has_dtype, matrix = hasattr(matrix, "dtype"), to_matrix(matrix)  # lists have none
         output_size, input_size = matrix.shape
@@ -126,10 +125,7 @@ class SemiseparableLayer(nn.Module):
                     dtype=matrix.dtype if has_dtype and matrix.is_floating_point() else None)
         values = realise(matrix, layer.input_dims, layer.output_dims, statespace_dim)
         if bias is not None and bias is not False:
-            values["bias"] = to_tensor("bias", bias)
-            if values["bias"].shape != (output_size,):
-                raise ValueError(f"bias must have shape ({output_size},), got {tuple(values['bias'].shape)}")
-            check_finite(bias=values["bias"])
+            values["bias"] = to_matrix(bias, "bias", nb_dims=1).reshape(output_size)  # of one entry, copy_ makes all
         layer._set_parameters(values)
         layer.initialisation = "realisation"  # for reset_parameters
         return layer
@@ -149,37 +145,31 @@ class SemiseparableLayer(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             parameter.copy_(values[name]) if name in values else parameter.zero_()
 
-    @property
-    def stage_shapes(self):
-        """{name: [(rows, columns) of stage k, k = 0 .. K-1]} of the state matrices without padding. Border states are
-        smaller, for fewer inputs lie before them, or outputs behind; see state_dims and anticausal_state_dims."""
-        return get_stage_shapes(self.input_dims, self.output_dims, self.statespace_dim)
-
-    @property
-    def padding_sizes(self):
-        """{parameter name: how many of its entries are padding and no parameters of the model}."""
-        return {name: getattr(self, name).numel() - sum(rows * columns for rows, columns in shapes)
-                for name, shapes in self.stage_shapes.items()}
-
     def recursion(self, u):
         """What forward gives, by the equations above, stage after stage: slow, and what forward is tested against."""
-        check_features(u, self.input_size, self.D.dtype)
+        batch = self._to_batch(u)
         stages = {name: [matrix[:rows, :columns] for matrix, (rows, columns) in zip(getattr(self, name), shapes)]
                   for name, shapes in self.stage_shapes.items()}
-        batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
         y = _recursion(batch.mT.split(self.input_dims), **stages).mT.reshape(*u.shape[:-1], self.output_size)
         return y if self.bias is None else y + self.bias
 
     def forward(self, u):
-        check_features(u, self.input_size, self.D.dtype)
-        batch = u.reshape(-1, self.input_size)  # (..., n) -> (batch, n)
+        batch = self._to_batch(u)
         # Like torch's own layers, this one leaves float64 alone under autocast.
-        if not is_autocast_enabled(u) or u.dtype == torch.float64:
+        if not _is_autocast_enabled(u) or u.dtype == torch.float64:
             y = self._apply_matrix(batch, self.bias)
         else:  # The stages are merged in the parameters' precision; only the large products take the lower one.
             with torch.autocast(u.device.type, enabled=False):
                 y = self._apply_matrix(batch.to(torch.get_autocast_dtype(u.device.type)), self.bias)
         return y.reshape(*u.shape[:-1], self.output_size)  # (batch, n') -> (..., n')
+
+    def _to_batch(self, u):
+        """(..., n) -> (batch, n). Unchecked, reshape would take other shapes too, and _apply_matrix other dtypes."""
+        if u.dim() == 0 or u.shape[-1] != self.input_size:
+            raise ValueError(f"expected an input of shape (..., {self.input_size}), got {tuple(u.shape)}")
+        if u.dtype != self.D.dtype and not (_is_autocast_enabled(u) and u.is_floating_point()):
+            raise ValueError(f"expected an input of dtype {self.D.dtype}, got {u.dtype}; .to({self.D.dtype}) converts")
+        return u.reshape(-1, self.input_size)
 
     def to_matrix(self):
         """The matrix T that the layer represents, (output_size, input_size), dense and differentiable."""
@@ -204,13 +194,9 @@ class SemiseparableLayer(nn.Module):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
         return ", ".join(f"{name}={getattr(self, name)}" for name in names) + f", bias={self.bias is not None}"
 
-    def _warn_of_size(self):
-        nb_parameters = sum(rows * columns for shapes in self.stage_shapes.values() for rows, columns in shapes)
-        nb_dense = self.input_size * self.output_size
-        if nb_parameters > 2 * nb_dense:
-            warnings.warn(f"SemiseparableLayer({self.input_size}, {self.statespace_dim}, ..) has {nb_parameters:,} "
-                          f"parameters, more than twice the {nb_dense:,} of a dense matrix; its second argument is "
-                          f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=3)
+
+def _is_autocast_enabled(u):
+    return not u.is_meta and torch.is_autocast_enabled(u.device.type)  # which raises an error for the meta device
 
 
 def _recursion(u, A, B, C, D, E, F, G):
@@ -315,7 +301,7 @@ def _apply_chunks(runs, u, bias, *matrices):
     return _recursion(u.mT.split([i for i, _ in sizes]), *zip(*stages)).mT + bias
 
 
-class _ApplyChunks(Function):
+class _ApplyChunks(torch.autograd.Function):
     """_apply_chunks in half the time: a line is one large product for all chunks of a run, which reads u and writes y
     in place, a run's (batch, chunks entries) seen as (chunks, batch, entries)."""
 
@@ -397,16 +383,15 @@ def _slices(values, of_run, size):
 class TwoHiddenLayeredSSNet(FeedForwardNet):
     """Net for vectors with two hidden layers of neurons, joined by an SSS matrix: the benchmark's `ss_d_dim`.
 
-    :param statespace_dim, initialisation: see SemiseparableLayer
-    :param input_output_dim: the layer's inputoutput_dim
+    :param statespace_dim, input_output_dim, initialisation: see SemiseparableLayer
     :param nb_hidden_layers: another number than the paper's two
     """
 
     def __init__(self, input_size, output_size, hidden_layer_size, statespace_dim=1, input_output_dim=1, *,
                  nb_hidden_layers=2, initialisation="realisation", device=None, dtype=None):
         super().__init__(input_size, output_size, hidden_layer_size, lambda: SemiseparableLayer(
-            hidden_layer_size, statespace_dim, input_output_dim, initialisation=initialisation, device=device,
-            dtype=dtype), nb_hidden_layers, device=device, dtype=dtype)
+            hidden_layer_size, statespace_dim, input_output_dim, output_size=hidden_layer_size,
+            initialisation=initialisation, device=device, dtype=dtype), nb_hidden_layers, device=device, dtype=dtype)
 
 
 class SSSTHLConvNet(ConvNet):

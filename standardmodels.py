@@ -10,24 +10,22 @@ semiseparablemodels.py, `Rank1Layer` in rank1models.py. All nets return class pr
 import torch
 from torch import nn
 
-from checks import check_dtype, check_features, check_positive_integers, get_weight_dtype
+from checks import check_integers
 
 
 class FeedForwardNet(nn.Module):
     """Net for vectors with given hidden layers; (..., input_size) -> class probabilities (..., output_size).
 
     :param make_hidden_layer: function without arguments that makes a module from hidden_layer_size to as many neurons
-    :param nb_hidden_layers: hidden layers of neurons. The input layer leads into the first of them, so that one matrix
-        less joins them.
+    :param nb_hidden_layers: hidden layers of neurons, which are joined by one matrix less
     :raises ValueError: a size that is not a positive integer
     """
 
     def __init__(self, input_size, output_size, hidden_layer_size, make_hidden_layer, nb_hidden_layers=2, *,
                  device=None, dtype=None):
         super().__init__()
-        check_positive_integers(input_size=input_size, output_size=output_size, hidden_layer_size=hidden_layer_size,
-                                nb_hidden_layers=nb_hidden_layers)
-        self.input_size = input_size
+        check_integers(input_size=input_size, output_size=output_size, hidden_layer_size=hidden_layer_size,
+                       nb_hidden_layers=nb_hidden_layers)
         # First the hidden layers, so that the seed of a run gives them the same weights as ever.
         hidden_layers = [make_hidden_layer() for _ in range(nb_hidden_layers - 1)]
         self.input_layer = nn.Linear(input_size, hidden_layer_size, device=device, dtype=dtype)
@@ -39,7 +37,6 @@ class FeedForwardNet(nn.Module):
 
     def scores(self, X):
         """What the softmax is applied to, (..., output_size)."""
-        check_features(X, self.input_size, get_weight_dtype(self.input_layer))
         h = torch.relu(self.input_layer(X))
         for hidden_layer in self.hidden_layers:
             h = torch.relu(hidden_layer(h))
@@ -60,28 +57,25 @@ class ConvFeatureExtractorBase(nn.Module):
         super().__init__()
         self.image_shape = tuple(sample_input.shape[-3:])
         if len(self.image_shape) != 3 or not 1 <= self.image_shape[0] <= 3:
-            raise ValueError(f"expected images (channels, height, width) with 1 to 3 channels, "
-                             f"got shape {tuple(sample_input.shape)}")
+            raise ValueError(f"expected images (channels, height, width) with 1 to 3 channels, got "
+                             f"{tuple(sample_input.shape)}; X.transpose(0, 3, 1, 2) puts channels first that are last")
         if min(self.image_shape[1:]) < 27:
             raise ValueError(f"images of {self.image_shape[1]} x {self.image_shape[2]} are too small for the two "
-                             f"convolutions, which need 27 x 27")
+                             f"convolutions, which need 27 x 27; X.reshape(len(X), -1) makes vectors of them")
         self.layers = nn.Sequential(
             nn.Conv2d(self.image_shape[0], 5, kernel_size=5, stride=2, device=device, dtype=dtype), nn.ReLU(),
             nn.AvgPool2d(2),
             nn.Conv2d(5, 10, kernel_size=5, device=device, dtype=dtype), nn.ReLU(),
             nn.AvgPool2d(2),
-            nn.Flatten(),
-        )
+            nn.Flatten())
         with torch.no_grad():
             self.out_dim = self.layers(torch.zeros(1, *self.image_shape, device=device, dtype=dtype)).shape[1]
 
     def forward(self, X):
         if tuple(X.shape[-3:]) != self.image_shape:
-            raise ValueError(f"expected images (..., {', '.join(map(str, self.image_shape))}), "
-                             f"got shape {tuple(X.shape)}")
-        check_dtype(X, get_weight_dtype(self.layers[0]))
-        # Conv2d takes one batch dimension: (..., channels, height, width) -> (batch, channels, height, width)
-        features = self.layers(X.reshape(-1, *self.image_shape))
+            raise ValueError(f"expected images (..., {', '.join(map(str, self.image_shape))}), got {tuple(X.shape)}; "
+                             f"X.transpose(0, 3, 1, 2) puts channels first that are last")
+        features = self.layers(X.reshape(-1, *self.image_shape))  # Conv2d takes one batch dimension
         return features.reshape(*X.shape[:-3], self.out_dim)
 
 
@@ -90,13 +84,10 @@ class ConvNet(nn.Module):
 
     :param input_shape: (channels, height, width) of one image
     :param make_vector_net: function from the number of features to the net for vectors
-    :raises ValueError: sizes that are no image's, see ConvFeatureExtractorBase
     """
 
     def __init__(self, input_shape, make_vector_net, *, device=None, dtype=None):
         super().__init__()
-        if min(input_shape, default=-1) < 0:
-            raise ValueError(f"input_shape must be (channels, height, width), got {tuple(input_shape)}")
         self.feature_extractor = ConvFeatureExtractorBase(torch.empty(input_shape, device="meta"),
                                                           device=device, dtype=dtype)
         self.vector_net = make_vector_net(self.feature_extractor.out_dim)

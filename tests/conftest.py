@@ -14,11 +14,9 @@ def one_thread():
 
 
 @pytest.fixture
-def set_chunks(monkeypatch):
-    """Function that makes the layers built after it use chunks of at least so many inputs, or as they come if None."""
-    def set_chunk_size(chunk_size):
-        if chunk_size is not None:
-            monkeypatch.setattr(semiseparablemodels, "LARGEST_DENSE_SIZE", 0)
-            monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE", chunk_size)
-            monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE_PER_STATE", 0)
-    return set_chunk_size
+def chunk_size(request, monkeypatch):
+    """For indirect parametrisation: layers of the test have chunks of at least so many inputs; None: as they come."""
+    if request.param is not None:
+        monkeypatch.setattr(semiseparablemodels, "LARGEST_DENSE_SIZE", 0)
+        monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE", request.param)
+        monkeypatch.setattr(semiseparablemodels, "CHUNK_SIZE_PER_STATE", 0)

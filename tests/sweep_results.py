@@ -8,8 +8,8 @@ NAN = math.nan
 
 
 def make_run(test_accuracy, size=100, history=(0.1, 0.3, 0.5, 0.7), val_history=(0.1, 0.2, 0.3, 0.4)):
-    return {"accuracy_history": list(history), "val_accuracy_history": list(val_history),
-            "test_accuracy": test_accuracy, "nb_model_parameters": size}
+    return {"accuracy_history": list(history), "val_accuracy_history": list(val_history), "test_loss": 2.0,
+            "test_accuracy": test_accuracy, "training_time": 0.5, "nb_model_parameters": size}
 
 
 def make_results(datasets=("digits",), shares=(0.1,), neurons=(50,), models=tuple(SIZES), nb_iterations=3):

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from filelock import FileLock
 
 import benchmark
 from benchmark_results import Run, load_results
-from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data,
-                      load_pendigits_data)
+from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data, load_pendigits_data,
+                      load_shuffled_data)
 from model_training import get_loss_and_accuracy, train_model
 from plot_results import draw_figures
 
@@ -41,9 +40,8 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "draw_figures", lambda *arguments: None)
 
     def run(**hyperparameters):
-        for name, value in {**TINY_SWEEP, "result_file": tmp_path / "benchmark_result.p", **hyperparameters}.items():
-            monkeypatch.setattr(benchmark, name, value)
-        return benchmark.main()
+        return benchmark.main({**benchmark.get_hyperparameters(), **TINY_SWEEP,
+                               "result_file": str(tmp_path / "benchmark_result.p"), **hyperparameters})
     return run
 
 
@@ -56,7 +54,7 @@ def results(tmp_path):
 @pytest.fixture
 def reference(sweep, tmp_path):
     """Results of the tiny sweep, run in this process without interruption."""
-    assert sweep(result_file=tmp_path / "reference.p") == 0
+    assert sweep(result_file=str(tmp_path / "reference.p")) == 0
     return without_times(load_results(tmp_path / "reference.p"))
 
 
@@ -64,7 +62,7 @@ def without_times(results):
     """The part of a results dict that must repeat: no times, nothing about how and when it was run."""
     if isinstance(results, dict):
         return {key: without_times(value) for key, value in results.items()
-                if key not in ("training_time", "environment", "nb_jobs", "joblib_backend", "dask_scheduler_address")}
+                if key not in ("training_time", "environment", "nb_jobs", "dask_scheduler_address")}
     return results
 
 
@@ -79,23 +77,16 @@ def nb_finished_runs(path):
 
 # ---- what a run depends on ----
 
-def test_results_do_not_depend_on_the_number_of_jobs(sweep, results, reference):
-    assert sweep(nb_jobs=2) == 0
-    assert results() == reference
-
-
 def test_results_do_not_depend_on_the_form_of_the_arrays_or_on_the_number_of_jobs_that_read_them(
-        sweep, results, reference, tmp_path):
+        sweep, results, reference):
     def load_other_form(datasets_folder):
         (X_train, y_train), (X_test, y_test) = load_digits_data()
         X_test = np.asfortranarray(X_test[::-1])[::-1]
         return (X_train.astype(">f8"), y_train.astype(">i2")), (X_test, y_test.astype(np.uint8))
 
     load_other_form.__name__ = "load_digits_data"
-    for nb_jobs in (1, 2):
-        file = f"{nb_jobs}.p"
-        assert sweep(dataset_loading_functions=[load_other_form], nb_jobs=nb_jobs, result_file=tmp_path / file) == 0
-        assert results(file) == reference
+    assert sweep(dataset_loading_functions=[load_other_form], nb_jobs=2) == 0
+    assert results() == reference
 
 
 def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
@@ -108,7 +99,7 @@ def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
 
     monkeypatch.setattr(benchmark, "train_model", train_model)
     hyperparameters = benchmark.check_hyperparameters(benchmark.get_hyperparameters())
-    data = benchmark.load_shuffled_data("digits", load_digits_data, hyperparameters)
+    data = load_shuffled_data(load_digits_data, None, benchmark.derive_seed(0, "digits"))
     for run in (Run("digits", 0.1, "standard_nn", 5, 0), Run("digits", 0.5, "rank_1", 7, 0),
                 Run("digits", 0.5, "ss_1_dim", 7, 0), Run("digits", 1., "rank_1", 7, 1)):
         benchmark.train_run(run, data, hyperparameters)
@@ -117,49 +108,23 @@ def test_seeds_and_data_depend_on_seed_and_identity_alone(monkeypatch):
     # Smaller shares are the beginning of larger ones.
     assert list(samples) == [143, 718, 1437]
     assert all(np.array_equal(X, data[0][:size]) for size, X in samples.items())
-    # The training data is permuted, depending on the seed.
-    unshuffled = load_digits_data()[0][0]
-    other = benchmark.load_shuffled_data("digits", load_digits_data, {**hyperparameters, "seed": 1})
-    assert not np.array_equal(data[0], unshuffled) and not np.array_equal(data[0], other[0])
-    assert np.array_equal(np.sort(data[0].sum(1)), np.sort(unshuffled.sum(1)))
 
 
-@pytest.mark.parametrize("switches", [dict(standardise_inputs=True), dict(softmax_twice=False)])
-def test_a_run_with_another_switch_is_trained_and_tested_with_it(switches):
+def test_a_run_with_other_switches_is_trained_and_tested_with_them():
+    switches = dict(standardise_inputs=True, softmax_twice=False)
     hyperparameters = benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **TINY_SWEEP, **switches})
-    data = benchmark.load_shuffled_data("digits", load_digits_data, hyperparameters)
+    X_train, y_train, X_test, y_test = data = load_shuffled_data(load_digits_data, None, 0)
     run = Run("digits", 0.1, "ss_2_dim", 6, 0)
-    torch.manual_seed(benchmark.derive_seed(0, *run))
+    mean, deviation = X_train[:143].mean(0), X_train[:143].std(0)
+    deviation[deviation == 0] = 1
     net = benchmark.make_net(run, (64,), 10, hyperparameters)
-    losses, *_ = train_model(net, data[0][:143], data[1][:143], 1e-3, 100000, min_number_training_epochs=0,
-                             max_number_training_epochs=3, seed=benchmark.derive_seed(0, "digits", 0.1, 0), **switches)
-    test_loss, test_accuracy = get_loss_and_accuracy(
-        net, *data[2:], softmax_twice=switches.get("softmax_twice", True))
+    losses, *_ = train_model(net, (X_train[:143] - mean) / deviation, y_train[:143], 1e-3, 100000,
+                             min_number_training_epochs=0, max_number_training_epochs=3, softmax_twice=False,
+                             seed=benchmark.derive_seed(0, "digits", 0.1, 0))
+    test_loss, _ = get_loss_and_accuracy(net, (X_test - mean) / deviation, y_test, softmax_twice=False)
     result = benchmark.train_run(run, data, hyperparameters)
-    assert result["training_loss_history"] == losses
-    assert (result["test_loss"], result["test_accuracy"]) == (test_loss, test_accuracy)
-
-
-def test_equal_hyperparameters_of_other_types_are_the_same_plain_data(monkeypatch):
-    def checked(**hyperparameters):
-        return benchmark.check_hyperparameters({**benchmark.get_hyperparameters(), **hyperparameters})
-
-    plain = dict(training_set_shares=[1.0, 0.5], model_names=["rank_1"], nb_neurons_list=[5], seed=3, learning_rate=0.5,
-                 use_Adam=True, datasets_folder="data", result_file="r.p", device="cpu")
-    other = dict(training_set_shares=(1, np.float64(0.5)), model_names=[np.str_("rank_1")],
-                 nb_neurons_list=[np.int64(5)], seed=np.int64(3), learning_rate=np.float32(0.5),
-                 use_Adam=np.bool_(True), datasets_folder=Path("data"), result_file=Path("r.p"),
-                 device=torch.device("cpu"))
-    assert repr(checked(**other)) == repr(checked(**plain))
-
-
-def test_a_sweep_with_hyperparameters_of_other_types_goes_on_with_the_same_runs(sweep, results, reference, capsys):
-    other = dict(seed=np.int64(0), nb_neurons_list=np.array([6]), training_set_shares=(np.float64(0.05),),
-                 model_names=np.array(["standard_nn", "ss_2_dim", "rank_1"]), nb_iterations=np.int32(2))
-    assert sweep(**other, nb_jobs=np.int64(1)) == 0
-    assert results() == reference
-    assert sweep() == 0
-    assert "complete: all 6 runs are there\n" in capsys.readouterr().out
+    assert result["training_loss_history"] == pytest.approx(losses, rel=1e-5)
+    assert result["test_loss"] == pytest.approx(test_loss, rel=1e-4)
 
 
 def test_results_have_all_documented_keys(sweep, tmp_path):
@@ -170,7 +135,7 @@ def test_results_have_all_documented_keys(sweep, tmp_path):
         "batch_size", "use_Adam", "patience", "min_accuracy_improvement", "min_number_training_epochs",
         "max_number_training_epochs", "standardise_inputs", "softmax_twice", "nb_hidden_layers", "inputoutput_dim",
         "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
-        "nb_threads_per_run", "joblib_backend", "dask_scheduler_address", "environment", "failures", "digits"}
+        "nb_threads_per_run", "dask_scheduler_address", "environment", "failures", "digits"}
     run = results["digits"][0.05]["ss_2_dim"][6][1]
     assert set(run) == {"training_loss_history", "accuracy_history", "val_accuracy_history", "test_loss",
                         "test_accuracy", "nb_model_parameters", "training_time", "seed"}
@@ -188,26 +153,12 @@ def test_hyperparameters_are_those_of_the_block_and_have_the_papers_values():
         initialisation="realisation", model_names=MODEL_NAMES).items()
 
 
-def test_hyperparameters_of_any_type_reach_the_check(tmp_path, capsys):
-    script = (PROJECT / "benchmark.py").read_text(encoding="utf-8").replace("nb_neurons_list = [50]", """
-import numpy as np
-nb_neurons_list, seed, device = range(10, 60, 10), np.int64(3), torch.device("cpu")""").replace("seed = 0", "").replace(
-        'device = "cpu"', "").replace("nb_iterations = 5", """
-import itertools
-from math import sqrt
-nb_iterations = load_digits_data""")
-    (tmp_path / "benchmark.py").write_text(script, encoding="utf-8")
-    assert runpy.run_path(tmp_path / "benchmark.py")["main"]() == 2
-    assert capsys.readouterr().err.startswith(
-        "benchmark.py: nb_iterations must be made of numbers, text, None and lists of")
-
-
 @pytest.mark.skipif(not SHARED_DATASETS.is_dir(), reason="the sample files of the four datasets are not here")
 @pytest.mark.parametrize("load_data", [load_pendigits_data, load_hand_posture_data, load_mnist_data, load_cifar10_data])
 def test_every_family_trains_an_epoch_on_each_of_the_papers_datasets(load_data, sweep, tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # the sample has other checksums
-    assert sweep(dataset_loading_functions=[load_data], datasets_folder=SHARED_DATASETS, nb_iterations=1,
+    assert sweep(dataset_loading_functions=[load_data], datasets_folder=str(SHARED_DATASETS), nb_iterations=1,
                  model_names=MODEL_NAMES, max_number_training_epochs=1) == 0
     assert nb_finished_runs(tmp_path / "benchmark_result.p") == 7
 
@@ -243,8 +194,8 @@ def load_stripes_data(datasets_folder):
     np.save(tmp_path / "stripes.npy", stripes)
     monkeypatch.syspath_prepend(tmp_path)
     own = dict(dataset_loading_functions=[importlib.import_module("my_data").load_stripes_data],
-               datasets_folder=tmp_path, training_set_shares=[1])
-    assert sweep(**own, result_file=tmp_path / "one.p") == 0 == sweep(**own, nb_jobs=2)
+               datasets_folder=str(tmp_path), training_set_shares=[1])
+    assert sweep(**own, result_file=str(tmp_path / "one.p")) == 0 == sweep(**own, nb_jobs=2)
     assert results() == results("one.p") and len(results()["stripes"][1.0]["ss_2_dim"][6]) == 2
 
 
@@ -257,16 +208,6 @@ def test_unusable_arrays_fail_the_data_set_once_before_any_training(sweep, resul
     failure, = results()["failures"]
     assert failure["dataset"] == "float_labels" and "y_train must hold integers, got " in failure["reason"]
     assert capsys.readouterr().err.count("y_train must") == 1
-
-
-def test_a_data_set_that_is_named_like_another_entry_of_the_results_is_refused(sweep, tmp_path, capsys):
-    for name in ("seed", "failures"):
-        def load(datasets_folder):
-            raise NotImplementedError
-        load.__name__ = f"load_{name}_data"
-        assert sweep(dataset_loading_functions=[load]) == 2
-        assert f"a data set cannot be named {name}" in capsys.readouterr().err
-    assert not (tmp_path / "benchmark_result.p").exists()
 
 
 # ---- interruptions ----
@@ -286,7 +227,7 @@ files = os.listdir()
 from test_benchmark import TINY_SWEEP, benchmark, nb_finished_runs
 assert os.listdir() == files  # importing the benchmark runs nothing
 path = Path("benchmark_result.p").absolute()
-vars(benchmark).update(TINY_SWEEP, result_file=path)
+vars(benchmark).update(TINY_SWEEP, result_file=str(path))
 for nb_before in (0, 1, 4):
     child = os.fork()
     if not child:
@@ -303,7 +244,8 @@ for nb_before in (0, 1, 4):
     assert "starting afresh" not in capsys.readouterr().out and results() == reference
 
 
-def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C reaches the workers as well
+def test_an_interrupt_saves_what_is_finished_and_ends_all_trainings(signal_number, tmp_path):
     for file in PROJECT.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     code = (tmp_path / "benchmark.py").read_text(encoding="utf-8")
@@ -312,20 +254,16 @@ def test_ctrl_c_saves_what_is_finished_and_ends_all_trainings(tmp_path):
                         "min_number_training_epochs": 100, "dataset_loading_functions": "[load_digits_data]"}.items():
         code = re.sub(rf"^{name} = .*", f"{name} = {value}", code, flags=re.MULTILINE)
     (tmp_path / "benchmark.py").write_text(code, encoding="utf-8")
-    (tmp_path / "benchmark_result.png").touch()
     process = start("benchmark.py", tmp_path)
     path = tmp_path / "benchmark_result.p"
     while nb_finished_runs(path) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    assert not (tmp_path / "benchmark_result.png").exists()  # that of an earlier sweep
-    (tmp_path / "benchmark_result_differences.pdf").touch()  # somebody draws them in the meantime
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(signal_number)
     _, errors = process.communicate()  # returns when all who could write there have ended
     assert process.returncode == 130
     assert "continues the sweep" in errors and "Traceback" not in errors
     assert nb_finished_runs(path) >= 3
-    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.pdf")]  # figures would be older than the file
 
 
 def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
@@ -337,7 +275,7 @@ def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
     assert sweep(**larger) == 0
     assert "6 of 96 runs are there, 90 to do" in capsys.readouterr().out
     extended = results()
-    assert sweep(**larger, result_file=tmp_path / "fresh.p") == 0
+    assert sweep(**larger, result_file=str(tmp_path / "fresh.p")) == 0
     assert extended == results("fresh.p")
     # A run is the same whatever else is in the sweep.
     assert extended["digits"][0.05]["rank_1"][6][0] == reference["digits"][0.05]["rank_1"][6][0]
@@ -348,7 +286,7 @@ def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs
         sweep, results, tmp_path, reference, capsys):
     sweep(dataset_loading_functions=[load_own_data, load_digits_data])
     before = results()
-    sweep(dataset_loading_functions=[load_own_data, load_digits_data], datasets_folder=tmp_path)
+    sweep(dataset_loading_functions=[load_own_data, load_digits_data], datasets_folder=str(tmp_path))
     assert "complete: all 12 runs are there\n" in capsys.readouterr().out and results()["own"] == before["own"]
 
     def load_changed_data(datasets_folder):
@@ -363,43 +301,20 @@ def test_changed_data_are_noticed_even_if_all_runs_are_there_and_only_their_runs
     assert results()["digits"] == reference["digits"] and results()["own"] != before["own"]
 
 
-def test_data_that_cannot_be_loaded_any_more_cost_no_run(sweep, results, capsys):
-    sweep()
-    before = results()
-
-    def load_digits_data(datasets_folder):
-        raise FileNotFoundError("gone\nfor good")
-
-    capsys.readouterr()
-    assert sweep(dataset_loading_functions=[load_digits_data]) == 0
-    assert results() == before
-    assert ("complete: all 6 runs are there; whether the data of digits are still the same is unknown "
-            "(FileNotFoundError: gone)\n") in capsys.readouterr().out
-
-
-def test_figures_are_drawn_from_the_file_that_is_there_in_the_end(sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "draw_figures", draw_figures)
-    stale = [tmp_path / f"benchmark_result{suffix}.png" for suffix in ("", "_differences", "_learning_curves")]
-    for picture in stale:
-        picture.touch()
-    assert sweep() == 0
-    for picture in (stale[0].with_suffix(ending) for ending in (".png", ".pdf")):
-        assert picture.stat().st_size
-        assert picture.stat().st_mtime_ns >= (tmp_path / "benchmark_result.p").stat().st_mtime_ns
-    assert not any(picture.exists() for picture in stale[1:])
-
-
-def test_a_complete_sweep_trains_nothing_and_shows_the_table_even_without_figure(
+def test_a_complete_sweep_trains_nothing_and_deletes_nothing_even_if_its_figure_fails(
         sweep, results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "draw_figures", draw_figures)
     sweep()
     before = results()
+    figure = (tmp_path / "benchmark_result.png").read_bytes()
     monkeypatch.setattr(benchmark, "make_runs", None)  # would fail if called
     monkeypatch.setattr(benchmark, "draw_figures", lambda *arguments: 1 / 0)
     capsys.readouterr()
     assert sweep() == 0
     captured = capsys.readouterr()
     assert "complete" in captured.out and "standard_nn" in captured.out and results() == before
-    assert "no figure: ZeroDivisionError" in captured.err and not (tmp_path / "benchmark_result.png").exists()
+    assert "no figure: ZeroDivisionError" in captured.err
+    assert (tmp_path / "benchmark_result.png").read_bytes() == figure
 
 
 def test_a_second_benchmark_ends_at_once_and_leaves_the_first_alone(sweep, tmp_path, capsys):
@@ -417,26 +332,23 @@ def test_a_dataset_that_cannot_be_loaded_and_a_share_without_samples_are_recorde
     (tmp_path / "pendigits").mkdir()
     for file in ("pendigits.tra", "pendigits.tes"):
         (tmp_path / "pendigits" / file).write_text("<html>not found</html>")
-    assert sweep(dataset_loading_functions=[load_pendigits_data, load_digits_data], datasets_folder=tmp_path,
+    assert sweep(dataset_loading_functions=[load_pendigits_data, load_digits_data], datasets_folder=str(tmp_path),
                  training_set_shares=[0.05, 0.0001]) == 1
-    dataset, share = results()["failures"]
+    dataset, *runs = results()["failures"]
     assert dataset["dataset"] == "pendigits" and dataset["share"] is None and "pendigits.tra" in dataset["reason"]
-    assert share["dataset"] == "digits" and share["share"] == 0.0001
-    assert "less than 2 of 1437 samples" in share["reason"]
+    assert [run["share"] for run in runs] == [0.0001] * 6
     assert results()["digits"][0.05] == reference["digits"][0.05]
     assert "pendigits.tra" in capsys.readouterr().out
 
 
 def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypatch, capsys, reference):
-    make_net = benchmark.make_net
-
-    def fail_once(run, *arguments):
-        if run.model_name == "ss_2_dim":
+    def fail_once(net, *arguments, **keywords):
+        if type(net).__name__ == "TwoHiddenLayeredSSNet":
             raise RuntimeError("cosmic ray")
-        return make_net(run, *arguments)
+        return train_model(net, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "make_net", fail_once)
+        patch.setattr(benchmark, "train_model", fail_once)
         assert sweep() == 1
     assert results()["failures"] == [dict(dataset="digits", share=0.05, model_name="ss_2_dim", nb_neurons=6,
                                           iteration=i, reason="RuntimeError: cosmic ray") for i in range(2)]
@@ -447,24 +359,17 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
 
 @pytest.mark.parametrize("hyperparameters, message", [
     (dict(dataset_loading_functions=[np.load]), "a data set needs a function named like load_digits_data"),
-    (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list of one entry or more"),
-    (dict(nb_neurons_list=8), "or more without repetitions, got 8; put it in brackets, [ ]"),
-    (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list of one entry or more without repetitions"),
-    (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
-    (dict(result_file=None), "result_file must be the name of a file"),
-    (dict(result_file="r.png"), "result_file must not end in .png, which other files do, got 'r.png'"),
-    (dict(result_file="r.pdf"), "got 'r.pdf'"),
-    (dict(inputoutput_dim=4), "inputoutput_dim 4 does not divide 6 neurons"),
-    (dict(model_names=["standard_nn", "ss1_dim"]), "unknown model name 'ss1_dim'"),
-    (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be a positive integer, got 0"),
-    (dict(nb_jobs=0), "nb_jobs must be a positive integer, got 0"),
+    (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list in brackets"),
+    (dict(training_set_shares=[1, 1.0]), "training_set_shares must be a list in brackets, [ ], of one entry or more wi"),
+    (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got [1.5]"),
+    (dict(model_names=["standard_nn", "ss1_dim"]), "unknown name in model_names: 'ss1_dim'"),
+    (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be an integer of 1 or more, got 0"),
+    (dict(nb_jobs=0), "nb_jobs must be an integer of 1 or more, got 0"),
     (dict(learning_rate="1e-3"), "learning_rate must be a finite number, got '1e-3'"),
-    (dict(seed=0.5), "seed must be an integer, got 0.5"),
-    (dict(seed=torch.Generator()), "seed must be"),
-    (dict(use_Adam="no"), "use_Adam must be one of True, False, got 'no'"),
+    (dict(seed=0.5), "seed must be an integer of 0 or more, got 0.5"),
     (dict(standardise_inputs="no"), "standardise_inputs must be one of True, False, got 'no'"),
     (dict(softmax_twice=2), "softmax_twice must be one of True, False, got 2"),
-    (dict(device="gpu"), "got 'gpu'"),
+    (dict(result_file="r.png"), "result_file must end in .p, got 'r.png'"),
 ])
 def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(
         hyperparameters, message, sweep, tmp_path, capsys):
@@ -474,9 +379,9 @@ def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_the_first_training(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "run_sweep", None)  # would fail if called
+    monkeypatch.setattr(benchmark, "run_missing", None)  # would fail if called
     (tmp_path / "file").touch()
-    assert sweep(result_file=tmp_path / "file" / "benchmark_result.p") == 2
+    assert sweep(result_file=str(tmp_path / "file" / "benchmark_result.p")) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
@@ -491,7 +396,7 @@ def scheduler_address(tmp_path):
     arguments = ["--scheduler-file", "scheduler.json", "--no-dashboard", "--host", "127.0.0.1"]
     processes = [subprocess.Popen([sys.executable, "-m", "dask", *command, *arguments], cwd=folder,
                                   stderr=subprocess.DEVNULL)
-                 for command in (["scheduler", "--port", "0"], ["worker", "--nthreads", "2"])]
+                 for command in (["scheduler", "--port", "0"], ["worker", "--nthreads", "1"])]
     path = folder / "scheduler.json"
     try:
         while not (path.exists() and path.read_text().endswith("}")):  # it is there before it is written
@@ -505,13 +410,13 @@ def scheduler_address(tmp_path):
 
 
 def test_results_on_a_dask_cluster_elsewhere_are_the_same(sweep, results, reference, scheduler_address):
-    assert sweep(joblib_backend="dask", nb_jobs=-1, dask_scheduler_address=scheduler_address) == 0
+    assert sweep(nb_jobs=-1, dask_scheduler_address=scheduler_address) == 0
     assert results() == reference
 
 
-def test_the_dask_backend_without_dask_says_what_to_install(sweep, monkeypatch, capsys):
+def test_a_scheduler_address_without_dask_says_what_to_install(sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
-    assert sweep(joblib_backend="dask") == 2
+    assert sweep(dask_scheduler_address="tcp://127.0.0.1:9") == 2
     assert 'pip install "dask[distributed]"' in capsys.readouterr().err
 
 

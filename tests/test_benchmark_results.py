@@ -1,23 +1,24 @@
-"""The file of results: safe to read, complete at any moment, never lost."""
+"""The file of results: safe to read, complete at any moment, never lost; which of its runs a sweep takes over."""
 
 import errno
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import benchmark_results
-from benchmark_results import ResultsFile, Run, load_results, lock_results, save_in_the_end, save_results
+from benchmark_results import (ResultsFile, Run, digest_arrays, digest_code, keep_file, load_results, lock_results,
+                               save_results)
 
 PROJECT = Path(__file__).resolve().parents[1]
 HYPERPARAMETERS = dict(dataset_names=["digits"], training_set_shares=[0.1], model_names=["rank_1"], nb_neurons_list=[5],
                        nb_iterations=3, seed=0, nb_jobs=2)
 RUN = Run("digits", 0.1, "rank_1", 5, 0)
+ENVIRONMENT = {"torch": "2", "numpy": "2", "scikit-learn": "1"}
 
 
 class CallsOsSystem:
@@ -25,7 +26,7 @@ class CallsOsSystem:
         return os.system, ("touch executed",)
 
 
-def open_file(path, environment={"torch": "2"}, code="1", data="1", **changes):
+def open_file(path, environment=ENVIRONMENT, code="1", data="1", **changes):
     """code and data: digests, one for all or {family or data set: digest}"""
     hyperparameters = {**HYPERPARAMETERS, **changes}
     code_digests = {name: code if isinstance(code, str) else code[name] for name in hyperparameters["model_names"]}
@@ -52,6 +53,8 @@ def kept_files(path):
     return list(path.parent.glob("benchmark_result_*.p"))
 
 
+# ---- reading and writing ----
+
 def test_what_is_saved_is_loaded(path):
     file = finished_file(path)
     assert load_results(path) == file.results
@@ -60,16 +63,15 @@ def test_what_is_saved_is_loaded(path):
     assert [each.name for each in path.parent.iterdir()] == ["benchmark_result.p"]
 
 
-def test_loading_results_imports_no_torch():
-    subprocess.run([sys.executable, "-c", "import sys, benchmark_results; sys.exit('torch' in sys.modules)"],
+def test_loading_results_imports_no_library():
+    subprocess.run([sys.executable, "-c", "import sys, benchmark_results; sys.exit('numpy' in sys.modules)"],
                    check=True, cwd=PROJECT)
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"<html>", "benchmark_result.p is refused, it is no intact file of results"),
     ("truncated", "benchmark_result.p is refused, it is no intact file of results"),
     (pickle.dumps({"a": 1}), "benchmark_result.p is refused, it holds no results"),
-    (pickle.dumps({name: None for name in HYPERPARAMETERS} | {"failures": []}), "not iterable"),
+    (pickle.dumps({name: None for name in HYPERPARAMETERS} | {"failures": []}), "'environment'"),
     (pickle.dumps({"dataset_names": CallsOsSystem()}), f"it wants {os.name}.system, and plain Python data needs none")])
 def test_a_file_that_is_no_results_file_is_kept_and_nothing_in_it_executed(content, reason, path):
     if content == "truncated":
@@ -77,7 +79,6 @@ def test_a_file_that_is_no_results_file_is_kept_and_nothing_in_it_executed(conte
         content = path.read_bytes()[:-10]
     path.write_bytes(content)
     file = open_file(path)
-    file.close()
     assert "starting afresh" in file.message and reason in file.message and len(file.missing_runs) == 3
     kept, = kept_files(path)
     assert kept.read_bytes() == content and kept.name in file.message
@@ -89,13 +90,6 @@ def test_a_missing_file_is_a_file_not_found_error(path):
         load_results(path)
 
 
-def test_a_tilde_is_the_home_folder(path, monkeypatch):
-    for variable in ("HOME", "USERPROFILE"):  # on Windows
-        monkeypatch.setenv(variable, str(path.parent))
-    finished_file(path)
-    assert load_results("~/benchmark_result.p") == load_results(path)
-
-
 def test_only_plain_data_can_be_saved_and_a_failed_save_keeps_the_old_file(path):
     save_results({"a": 1}, path)
     before = path.read_bytes()
@@ -105,137 +99,45 @@ def test_only_plain_data_can_be_saved_and_a_failed_save_keeps_the_old_file(path)
     assert [file.name for file in path.parent.iterdir()] == ["benchmark_result.p"]
 
 
-def test_a_finished_run_is_on_disk_at_once(path):
+def test_kept_files_do_not_replace_each_other(path):
+    assert keep_file(path) is None
+    for content in (b"1", b"2", b"3"):
+        path.write_bytes(content)
+        os.utime(path, (0, 0))
+        assert keep_file(path).read_bytes() == content
+    assert sorted(file.read_bytes() for file in kept_files(path)) == [b"1", b"2", b"3"]
+
+
+def test_one_sweep_after_the_other_has_the_lock(path):
+    for _ in range(2):
+        with lock_results(path):
+            with pytest.raises(ValueError, match="another benchmark.py is writing"), lock_results(path):
+                pass
+
+
+# ---- saving while the sweep runs ----
+
+def test_a_finished_run_is_on_disk_at_once(path, monkeypatch):
+    monkeypatch.setattr(benchmark_results, "SHARE_OF_TIME", 1e9)  # no pause follows a save
     file = open_file(path)
     for nb_runs, run in enumerate(file.missing_runs, start=1):
         file.add(run, {"test_accuracy": 0.5})
-        deadline = time.monotonic() + 30
-        while len(load_results(path)["digits"][0.1]["rank_1"][5]) < nb_runs:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    file.close()
+        assert len(load_results(path)["digits"][0.1]["rank_1"][5]) == nb_runs
 
 
 def test_saves_that_are_slow_become_rare(path, monkeypatch):
     saves = []
     monkeypatch.setattr(benchmark_results, "save_results", lambda results, path: saves.append(path))
-    monkeypatch.setattr(ResultsFile, "LARGEST_SHARE_OF_TIME", 1e-9)  # of which any save takes more
+    monkeypatch.setattr(benchmark_results, "SHARE_OF_TIME", 1e-9)  # of which any save takes more
     file = open_file(path, nb_iterations=100)
-    file.add(RUN, {})
-    while len(saves) < 2:
-        time.sleep(0.001)
     for run in file.missing_runs:
         file.add(run, {})
-        time.sleep(0.001)
     file.close()
     assert len(saves) == 3  # when it was opened, after the first run, and in the end
 
 
-def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path):
-    file = open_file(path)
-    file.record_data_digest("digits", "1")
-    file.add(RUN, {"test_accuracy": 0.5})
-    file.add_failure("out of luck", *RUN[:4], 1)
-    file.close()
-    assert load_results(path)["failures"][0] == {**RUN._asdict(), "iteration": 1, "reason": "out of luck"}
-    again = open_file(path, nb_jobs=1, nb_iterations=4)
-    again.close()
-    assert "1 of 4 runs are there, 3 to do, 1 recorded failures are tried again" in again.message
-    assert again.missing_runs == [RUN._replace(iteration=i) for i in (1, 2, 3)]
-    assert again.results == load_results(path) == {
-        **HYPERPARAMETERS, "nb_jobs": 1, "nb_iterations": 4, "failures": [],
-        "digits": {0.1: {"rank_1": {5: {0: {"test_accuracy": 0.5}}}}},
-        "environment": {"torch": "2", "code_digests": {"rank_1": "1"}, "data_digests": {"digits": "1"},
-                        "resumed": [{"torch": "2"}]}}
-
-
-@pytest.mark.parametrize("change, reason", [
-    (dict(seed=1), "seed was 0, is 1"), (dict(nb_iterations=2), "nb_iterations was 3"),
-    (dict(nb_neurons_list=[6]), "nb_neurons_list lacks 5"), (dict(dataset_names=["b"]), "dataset_names lacks digits"),
-    (dict(new_hyperparameter=1), "new_hyperparameter was None, is 1"),
-    (dict(environment={"torch": "9"}), "another version of torch"),
-    (dict(code="2"), "the code has changed"), (dict(data="2"), "the data of digits have changed")])
-def test_another_sweep_keeps_the_old_file_and_starts_afresh(change, reason, path):
-    old = finished_file(path)
-    new = open_file(path, **change)
-    new.close()
-    assert reason in new.message and len(new.missing_runs) == len(new.runs)
-    kept, = kept_files(path)
-    assert load_results(kept) == old.results
-
-
-TWO_DATASETS = dict(dataset_names=["digits", "own"], model_names=["rank_1", "ss_1_dim"], nb_iterations=1)
-
-
-@pytest.mark.parametrize("change, reason, lost", [
-    (dict(data={"digits": "1", "own": "2"}), "the data of own have changed", ("own", None)),
-    (dict(code={"rank_1": "2", "ss_1_dim": "1"}), "the code of rank_1 has changed", (None, "rank_1"))])
-def test_changed_data_or_code_of_a_family_cost_only_the_runs_made_with_them(change, reason, lost, path):
-    old = finished_file(path, **TWO_DATASETS)
-    new = open_file(path, **TWO_DATASETS, **change)
-    new.close()
-    assert new.message.startswith("resuming: 2 of 4 runs are there, 2 to do; " + reason)
-    assert new.missing_runs == [run for run in new.runs if run.dataset == lost[0] or run.model_name == lost[1]]
-    kept, = kept_files(path)
-    assert kept.name in new.message and load_results(kept) == old.results
-    assert finished_file(path, **TWO_DATASETS, **change).missing_runs == []
-    again = open_file(path, **TWO_DATASETS, **change)
-    again.close()
-    assert again.message == "complete: all 4 runs are there" and kept_files(path) == [kept]
-
-
-def test_added_families_and_data_sets_need_no_digests_in_the_old_file(path):
-    finished_file(path, nb_iterations=1)
-    larger = open_file(path, **TWO_DATASETS)
-    larger.close()
-    assert "1 of 4 runs are there" in larger.message and not kept_files(path)
-    assert larger.results["environment"]["code_digests"] == {"rank_1": "1", "ss_1_dim": "1"}
-
-
-def test_runs_whose_data_cannot_be_loaded_any_more_are_kept_and_others_are_refused(path):
-    finished_file(path)
-    file = open_file(path, data={}, nb_iterations=4)
-    assert "3 of 4 runs are there" in file.message and not kept_files(path)
-    assert file.message.endswith("whether the data of digits are still the same is unknown (KeyError: 'digits')")
-    file.record_data_digest("digits", "1")
-    with pytest.raises(ValueError, match="the data are others than those of the runs that are there"):
-        file.record_data_digest("digits", "2")
-    file.close()
-
-
-def test_a_file_of_an_earlier_version_without_digests_is_kept(path):
-    results = finished_file(path).results
-    old = {**results, "environment": {"torch": "2", "source_digest": "1"}}
-    save_results(old, path)
-    new = open_file(path)
-    new.close()
-    assert "starting afresh" in new.message and "an earlier version wrote it" in new.message
-    assert load_results(*kept_files(path)) == old and len(new.missing_runs) == 3
-
-
-def test_kept_files_do_not_replace_each_other(path):
-    for seed in range(4):
-        finished_file(path, seed=seed)
-    assert sorted(load_results(file)["seed"] for file in kept_files(path)) == [0, 1, 2]
-
-
-def test_a_full_disk_is_reported_before_the_first_training_unless_the_file_is_complete(path, monkeypatch):
-    old = finished_file(path)
-    monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    for other_path in (path, path.with_name("new.p")):
-        with pytest.raises(OSError, match="1 kB left, but the results of 3 runs may need 6[01] kB"):
-            open_file(other_path, seed=1)
-    monkeypatch.setattr(benchmark_results, "BYTES_PER_RUN", 0)
-    monkeypatch.setattr(benchmark_results.shutil, "disk_usage", lambda folder: type(
-        "Usage", (), {"free": path.stat().st_size - 1}))
-    with pytest.raises(OSError, match="0 kB left, but the results of 3 runs may need 1 kB"):  # for the copy
-        open_file(path, seed=1)
-    assert load_results(path) == old.results and len(list(path.parent.iterdir())) == 1
-    assert "complete" in finished_file(path).message
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the file that is written in Linux's /proc")
-def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch):
+def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch, capsys):
     file = open_file(path)
     fsync = os.fsync
 
@@ -248,89 +150,116 @@ def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(path.parent.parent))
     monkeypatch.setattr(benchmark_results.tempfile, "tempdir", None)
     file.add(RUN, {"test_accuracy": 0.5})
+    assert "cannot be saved now" in capsys.readouterr().err
     with pytest.raises(OSError, match="no space left on device.*all results are in (.*)") as caught:
         file.close()
-    elsewhere = str(caught.value).split("all results are in ")[1]
-    assert load_results(elsewhere) == file.results
+    assert load_results(str(caught.value).split("all results are in ")[1]) == file.results
     assert load_results(path)["digits"][0.1]["rank_1"][5] == {}
 
 
-def test_a_file_that_cannot_be_replaced_for_a_moment_is_replaced_then(path, monkeypatch):
-    refused, replace = set(), os.replace
+# ---- which runs are taken over ----
 
-    def refuse_once(source, target):
-        if len(refused) < 3:
-            refused.add(len(refused))
-            raise PermissionError(errno.EACCES, "a virus scanner reads it")
-        replace(source, target)
-
-    finished_file(path, seed=1)
-    for name in ("first save", "last save"):
-        refused.clear()
-        with monkeypatch.context() as patch:
-            if name == "first save":
-                patch.setattr(benchmark_results.os, "replace", refuse_once)
-            file = open_file(path)  # keeps the old one
-            patch.setattr(benchmark_results.os, "replace", refuse_once)
-            file.add(RUN, {"test_accuracy": 0.5})
-            file.close()
-        assert len(refused) == 3 and load_results(path) == file.results
+def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path):
+    file = open_file(path)
+    file.record_data_digest("digits", "1")
+    file.add(RUN, {"test_accuracy": 0.5})
+    file.add_failure("out of luck", *RUN[:4], 1)
+    file.close()
+    assert load_results(path)["failures"][0] == {**RUN._asdict(), "iteration": 1, "reason": "out of luck"}
+    again = open_file(path, nb_jobs=1, nb_iterations=4)
+    assert again.message == "resuming: 1 of 4 runs are there, 3 to do, 1 recorded failures are tried again"
+    assert again.missing_runs == [RUN._replace(iteration=i) for i in (1, 2, 3)]
+    assert again.results == load_results(path) == {
+        **HYPERPARAMETERS, "nb_jobs": 1, "nb_iterations": 4, "failures": [],
+        "digits": {0.1: {"rank_1": {5: {0: {"test_accuracy": 0.5}}}}},
+        "environment": {**ENVIRONMENT, "code_digests": {"rank_1": "1"}, "data_digests": {"digits": "1"},
+                        "resumed": [{**ENVIRONMENT, "code_digests": {"rank_1": "1"}, "data_digests": {}}]}}
 
 
-def test_results_that_cannot_take_their_place_in_the_end_are_elsewhere_and_an_older_file_stays(path, monkeypatch):
-    path.write_bytes(b"old")
-    replace = os.replace
-
-    def refuse_there(source, target):
-        if path.parent in Path(target).parents:
-            raise PermissionError(errno.EACCES, "somebody has it open")
-        replace(source, target)
-
-    monkeypatch.setattr(benchmark_results.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(benchmark_results.os, "replace", refuse_there)
-    with pytest.raises(OSError, match="somebody has it open.*all results are in ") as caught:
-        save_in_the_end({"a": 1}, path, keep_old=True)
-    assert pickle.loads(Path(str(caught.value).split("all results are in ")[1]).read_bytes()) == {"a": 1}
-    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+@pytest.mark.parametrize("change, reason", [
+    (dict(seed=1), "seed was 0, is 1"), (dict(new_hyperparameter=1), "new_hyperparameter was None, is 1"),
+    (dict(environment={**ENVIRONMENT, "torch": "9"}), "another version of torch"),
+    (dict(code="2"), "the code of rank_1 has changed"), (dict(data="2"), "the data of digits have changed")])
+def test_another_sweep_keeps_the_old_file_and_starts_afresh(change, reason, path):
+    old = finished_file(path)
+    new = open_file(path, **change)
+    assert reason in new.message and len(new.missing_runs) == len(new.runs)
+    kept, = kept_files(path)
+    assert load_results(kept) == old.results
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def file_system_without_locks(request, monkeypatch):
-    fcntl = pytest.importorskip("fcntl", reason="no such file systems on Windows")
-
-    def flock(descriptor, operation):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+TWO_OF_EACH = dict(dataset_names=["digits", "own"], model_names=["rank_1", "ss_1_dim"], nb_iterations=1)
 
 
-def test_a_file_system_without_locks_is_named_and_two_sweeps_still_exclude_each_other(
-        file_system_without_locks, path, capsys):
-    with lock_results(path):
-        assert f"{path} has no locks" in capsys.readouterr().err
-        with pytest.raises(ValueError, match="another benchmark.py is writing .*, delete .*in_use"), lock_results(path):
-            pass
-    with lock_results(path):  # again
-        pass
+@pytest.mark.parametrize("change", [
+    dict(dataset_names=["own"]), dict(training_set_shares=[0.2]), dict(model_names=["ss_1_dim"]),
+    dict(nb_neurons_list=[6]), dict(nb_iterations=0)])
+def test_what_is_taken_out_of_the_lists_stays_in_the_file_and_is_there_when_it_is_put_back(change, path):
+    old = finished_file(path, **TWO_OF_EACH)
+    smaller = finished_file(path, **{**TWO_OF_EACH, **change})
+    again = open_file(path, **TWO_OF_EACH)
+    assert again.message == "complete: all 4 runs are there" and not kept_files(path)
+    assert {**again.results, "environment": {}} == {**old.results, "environment": {}} | {
+        name: again.results[name] for name in again.results["dataset_names"]}
+    assert all(again.results[run.dataset][run.share][run.model_name][5][0] == {"test_accuracy": 0.0}
+               for run in old.runs)
+    assert all(smaller.results[name] == value for name, value in change.items())
 
 
-@pytest.mark.parametrize("file_system_without_locks", [errno.ENOLCK], indirect=True)
-def test_a_killed_process_holds_no_lock_even_where_there_are_none(file_system_without_locks, path):
-    child = os.fork()
-    if not child:
-        with lock_results(path):
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert Path(f"{path}.in_use").exists()
-    with lock_results(path):
-        pass
+@pytest.mark.parametrize("change, reason, lost", [
+    (dict(data={"digits": "1", "own": "2"}), "the data of own have changed", ("own", None)),
+    (dict(code={"rank_1": "2", "ss_1_dim": "1"}), "the code of rank_1 has changed", (None, "rank_1"))])
+def test_changed_data_or_code_of_a_family_cost_only_the_runs_made_with_them(change, reason, lost, path):
+    old = finished_file(path, **TWO_OF_EACH)
+    new = open_file(path, **TWO_OF_EACH, **change)
+    assert new.message.startswith("resuming: 2 of 4 runs are there, 2 to do; " + reason)
+    assert new.missing_runs == [run for run in new.runs if run.dataset == lost[0] or run.model_name == lost[1]]
+    kept, = kept_files(path)
+    assert kept.name in new.message and load_results(kept) == old.results
+    assert finished_file(path, **TWO_OF_EACH, **change).missing_runs == []
+    assert open_file(path, **TWO_OF_EACH, **change).message == "complete: all 4 runs are there"
 
 
-def test_one_sweep_after_the_other_has_the_lock_and_other_problems_with_it_are_not_taken_for_another(path, monkeypatch):
-    for _ in range(2):
-        with lock_results(path):
-            with pytest.raises(ValueError, match="another benchmark.py is writing"), lock_results(path):
-                pass
-    monkeypatch.setattr("fcntl.flock", lambda *arguments: os.stat("no_such_file"))
-    with pytest.raises(FileNotFoundError, match="no_such_file"), lock_results(path):
-        pass
+def test_the_code_of_a_family_that_was_out_of_the_lists_is_compared_when_it_is_put_back(path):
+    finished_file(path, **TWO_OF_EACH)
+    finished_file(path, **{**TWO_OF_EACH, "model_names": ["ss_1_dim"]})
+    again = open_file(path, **TWO_OF_EACH, code={"rank_1": "2", "ss_1_dim": "1"})
+    assert "2 of 4 runs are there, 2 to do; the code of rank_1 has changed" in again.message
+
+
+def test_runs_whose_data_cannot_be_loaded_any_more_are_kept_and_others_are_refused(path):
+    finished_file(path)
+    file = open_file(path, data={}, nb_iterations=4)
+    assert "3 of 4 runs are there" in file.message and not kept_files(path)
+    assert file.message.endswith("whether the data of digits are still the same is unknown ('digits')")
+    file.record_data_digest("digits", "1")
+    with pytest.raises(ValueError, match="the data are others than those of the runs that are there"):
+        file.record_data_digest("digits", "2")
+
+
+def test_a_data_set_that_is_named_like_another_entry_of_the_results_is_refused(path):
+    with pytest.raises(ValueError, match="a data set cannot be named seed"):
+        open_file(path, dataset_names=["seed"])
+    assert not path.exists()
+
+
+# ---- digests ----
+
+def test_the_digest_of_arrays_is_of_their_dtypes_shapes_values_and_order():
+    X, y = np.arange(6.0).reshape(2, 3), np.arange(3)
+    assert digest_arrays(X, y) == digest_arrays(np.asfortranarray(X), y.copy())
+    different = [(y, X), (X.reshape(3, 2), y), (X.astype(np.float32), y), (X + [0, 0, 1e-9], y), (X,)]
+    assert len({digest_arrays(X, y), *(digest_arrays(*arrays) for arrays in different)}) == 6
+
+
+def test_the_digest_of_code_is_without_comments_docstrings_and_layout(tmp_path):
+    def digest(code, *others):
+        file = tmp_path / "file.py"
+        file.write_text(code, encoding="utf-8")
+        return digest_code(file, *others)
+
+    code = "def f(x):\n    return x + 1\n"
+    assert digest(code) == digest('"""About é."""\n\n# why\ndef f( x ):\n    """What."""\n    return (x +\n        1)')
+    others = [digest("def f(x):\n    return x + 2\n"), digest(code + "f = None"), digest(code, finished_file),
+              digest(code, open_file), digest(code, "{'statespace_dim': 1}")]
+    assert len({digest(code), *others}) == 6

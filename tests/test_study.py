@@ -1,186 +1,125 @@
-"""study.py from end to end on small sweeps: interrupted, resumed, and what it writes."""
+"""The study on small sweeps: interrupted, resumed, repeated, without data; its page; the numbers in README and docs."""
 
-import os
-import pickle
+import json
+import math
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import benchmark
-import study
-from benchmark_results import load_results
 from datasets import load_digits_data
-from result_tables import compare_with_dense, summary_table
-from test_benchmark import nb_finished_runs, without_times
+from plot_results import format_family
+from study import documents, run
+from sweep_results import make_results, set_accuracies
 
 PROJECT = Path(__file__).resolve().parents[1]
-SETTINGS = dict(model_names=["standard_nn", "ss_2_dim", "rank_1"], min_number_training_epochs=0,
-                max_number_training_epochs=3, nb_jobs=1)
-NAMES = ["digits_as_in_the_paper_0.2_6", "digits_trained_well_0.2_6"]
+NUMBERS = PROJECT / "study" / "results.json"
+FAMILIES = ["standard_nn", "ss_1_dim", "ss_2_dim"]
+QUICK = dict(model_names=FAMILIES, initialisation="direct", patience=1, min_number_training_epochs=0, nb_jobs=1)
+needs_numbers = pytest.mark.skipif(not NUMBERS.exists(), reason="python -m study.run has not written study/results.json")
 
 
-def load_mnist_data(datasets_folder):
-    raise FileNotFoundError("no such data here")
+def load_pendigits_data(datasets_folder):
+    return load_digits_data()
 
 
-def prepare(folder, set_value=setattr):
-    """Two sweeps of nets of 6 neurons on the digits in place of those of the study, and documents in a folder."""
-    for name, value in SETTINGS.items():
-        set_value(benchmark, name, value)
-    set_value(study, "SWEEPS", [study.Sweep(load_digits_data, protocol, 0.2, (6,), 6) for protocol in study.PROTOCOLS])
-    set_value(study, "RESULTS_FOLDER", folder / "results")
-    set_value(study, "FIGURES_FOLDER", folder)
-    set_value(study, "DOCUMENTS", [folder / "results.md"])
-    marks = "\n".join(f"Words.\n<!-- study: {name} -->\nold\n<!-- end -->" for name in ("others", "answer", "runs"))
-    (folder / "results.md").write_text(marks + "\nMore words.\n", encoding="utf-8")
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory):
+    """Folder with the files and documents of six quick sweeps, which replace those of the study from then on."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(run, "FOLDER", folder)
+        monkeypatch.setattr(run, "DOCS_FOLDER", folder)
+        monkeypatch.setattr(run, "SWEEPS", [
+            {**run.make_sweep(load_data, protocol, 0.1, [nb_neurons], 2), **QUICK} for protocol in run.PROTOCOLS for
+            load_data, nb_neurons in ((load_pendigits_data, 100), (load_pendigits_data, 50), (load_digits_data, 50))])
+        monkeypatch.setattr(documents, "EQUAL_SIZE", [(100, "ss_1_dim")])
+        assert run.main() == 0
+        yield folder
 
 
-@pytest.fixture
-def small_study(tmp_path, monkeypatch):
-    prepare(tmp_path, monkeypatch.setattr)
-    return tmp_path
+def read_documents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".md", ".json", ".png")}
 
 
-def test_a_study_that_is_interrupted_and_resumed_equals_an_uninterrupted_one(small_study, monkeypatch, capsys):
-    assert study.main() == 0
-    document = (small_study / "results.md").read_text(encoding="utf-8")
-    uninterrupted = [without_times(load_results(small_study / "results" / f"{name}.p")) for name in NAMES]
-
-    folder = small_study / "interrupted"
-    folder.mkdir()
-    (small_study / "script.py").write_text(f"""
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
-import test_study
-from test_study import benchmark, study
-test_study.prepare(Path({str(folder)!r}))
-add = benchmark.ResultsFile.add
-def add_slowly(*arguments):  # so that the first sweep is not finished before it is interrupted
-    add(*arguments)
-    time.sleep(0.1)
-benchmark.ResultsFile.add = add_slowly
-sys.exit(study.main())
-""")
-    process = subprocess.Popen([sys.executable, small_study / "script.py"], start_new_session=True, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while nb_finished_runs(folder / "results" / f"{NAMES[0]}.p") < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate()[1]
-    assert process.returncode == 130 and "python study.py continues" in errors and "Traceback" not in errors
-    assert not (folder / "results" / f"{NAMES[1]}.p").exists()
-    assert "old" in (folder / "results.md").read_text(encoding="utf-8")  # nothing is written from half the runs
-
-    prepare(folder, monkeypatch.setattr)
-    for messages in (("resuming", "18 runs to do"), ("complete", "complete")):
-        capsys.readouterr()
-        assert study.main() == 0
-        output = capsys.readouterr().out
-        assert all(f"{name}.p: {message}" in output for name, message in zip(NAMES, messages))
-    assert [without_times(load_results(folder / "results" / f"{name}.p")) for name in NAMES] == uninterrupted
-    # All but the time that it took is the same.
-    without_hours = [re.sub(r"[\d.]+ hours", "", text) for text in (
-        document, (folder / "results.md").read_text(encoding="utf-8"))]
-    assert without_hours[0] == without_hours[1]
+def test_an_interrupted_study_writes_nothing_and_resumed_the_same_as_another(finished_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "DOCS_FOLDER", tmp_path)
+    monkeypatch.setattr(run, "SWEEPS", [{**sweep, "result_file": str(tmp_path / Path(sweep["result_file"]).name)}
+                                        for sweep in run.SWEEPS])
+    monkeypatch.setattr(documents, "draw_figures", lambda *_: None)  # which the next test is about
+    add = benchmark.ResultsFile.add
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark.ResultsFile, "add", lambda *result: add(*result) or signal.raise_signal(signal.SIGINT))
+        assert run.main() == 130 and not read_documents(tmp_path)
+    assert run.main() == 0
+    here, there = (json.loads((folder / "results.json").read_text("utf-8")) for folder in (tmp_path, finished_study))
+    assert {**here, "hours": 0} == {**there, "hours": 0}
 
 
-def test_tables_have_the_numbers_of_the_files(small_study):
-    assert study.main() == 0
-    document = (small_study / "results.md").read_text(encoding="utf-8")
-    assert document.count("Words.") == 3 and document.endswith("<!-- end -->\nMore words.\n") and "old" not in document
-    assert "36 runs" in document and "No data set is missing" in document
-    assert "<!-- study: answer -->\nNo results." in document  # it is about pendigits
-    lines = [line for line in document.splitlines() if line.startswith("|")]
-    for protocol, name in zip(study.PROTOCOLS, NAMES):
-        header, _, *rows = lines[:5]
-        del lines[:5]
-        assert header == f"| {protocol} | digits, 287 of 1,437 samples, n = 6 |"
-        results = load_results(small_study / "results" / f"{name}.p")
-        assert results.items() >= study.PROTOCOLS[protocol].items()
-        differences = {row["model_name"]: row for row in compare_with_dense(results)}
-        for row, family, line in zip(summary_table(results), ("dense", "SSS-2", "rank-1"), rows, strict=True):
-            expected = f"{row['test_accuracy_mean']:.3f} ± {row['test_accuracy_sd']:.3f}"
-            if difference := differences.get(row["model_name"]):
-                low, high = difference["interval_low"], difference["interval_high"]
-                shown = f"{(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}".replace("-", "−")
-                expected += f" (**{shown}**)" if difference["verdict"] != "undecided" else f" ({shown})"
-            assert line == f"| {family} | {expected} |"
-    assert not lines
-    assert (small_study / "study_others.png").stat().st_size > 1000
+def test_a_second_start_says_complete_and_writes_the_same_bytes(finished_study, capsys):
+    before = read_documents(finished_study)
+    figures = re.findall(r"\((\w+\.png)\)", before["results.md"].decode())
+    assert len(figures) == 4 and before.keys() == {*figures, "results.md", "results.json"}
+    assert run.main() == 0 and capsys.readouterr().out.count("complete") == len(run.SWEEPS)
+    assert read_documents(finished_study) == before
 
 
-def test_a_data_set_that_is_missing_is_named_and_left_out(small_study, monkeypatch):
-    monkeypatch.setattr(study, "SWEEPS", [*study.SWEEPS, *(
-        study.Sweep(load_mnist_data, protocol, 1.0, (6,), 6) for protocol in study.PROTOCOLS)])
-    assert study.main() == 1
-    document = (small_study / "results.md").read_text(encoding="utf-8")
-    assert "Missing: MNIST." in document and "36 runs" in document
-    assert "| trained well | digits, 287 of 1,437 samples, n = 6 |" in document
+def test_without_a_data_set_its_sweep_is_named_and_nothing_is_overwritten(finished_study, monkeypatch, capsys):
+    def load_mnist_data(datasets_folder):
+        raise FileNotFoundError("there are no files here")
+
+    monkeypatch.setattr(run, "SWEEPS", [run.SWEEPS[0], run.make_sweep(load_mnist_data, "trained well", 0.1, [50], 2)])
+    before = read_documents(finished_study)
+    assert run.main() == 2 and "not complete, see above: mnist_trained_well_0.1_50.p\n" in capsys.readouterr().err
+    assert read_documents(finished_study) == before
 
 
-def test_the_answer_is_that_of_the_differences_between_runs(tmp_path):
-    """Of results that are made up: accuracies are chosen, a net of 50 neurons has 3910, 1752, ... parameters."""
-    sizes = {("standard_nn", 50): 3910, ("ss_1_dim", 50): 1752, ("ss_2_dim", 50): 2220, ("standard_nn", 100): 12810,
-             ("ss_1_dim", 100): 3502, ("ss_2_dim", 100): 4470}
-    gains = {("as in the paper", "ss_1_dim"): 0.1, ("as in the paper", "ss_2_dim"): 0.0,
-             ("trained well", "ss_1_dim"): -0.1, ("trained well", "ss_2_dim"): -0.01}
-    noise = np.linspace(-0.01, 0.01, 10)
-
-    def make_runs(sweep):
-        accuracy = 0.9 if sweep.protocol == "trained well" else 0.6
-        return {("pendigits", sweep.share, nb_neurons, name): {i: {
-            "test_accuracy": accuracy + gains.get((sweep.protocol, name), 0) + noise[i] * (name != "standard_nn"),
-            "nb_model_parameters": size, "accuracy_history": [0.5] * 201, "val_accuracy_history": [0.5] * 201,
-            "training_time": 360.0} for i in range(10)}
-            for (name, nb_neurons), size in sizes.items() if nb_neurons in sweep.nb_neurons_list}
-
-    sweeps = [study.Sweep(study.load_pendigits_data, protocol, share, widths, 10) for protocol in study.PROTOCOLS
-              for share, widths in ((0.1, (50,)), (1.0, (50,)), (0.1, (100,)))]
-    blocks = study.make_blocks({sweep: make_runs(sweep) for sweep in sweeps}, {}, tmp_path)
-    answer = " ".join(blocks["answer"].split())
-    assert "shares 0.1, 1 of" in answer
-    assert "in the paper, test better in 2 (by up to 0.100) and worse in 0 of 4 comparisons with the dense" in answer
-    assert "accuracy of 0.600, 0.600." in answer and "(dense: 0.900, 0.900)" in answer
-    assert "they test better in 0 and worse in 4 (by up to 0.100) of 4 comparisons" in answer
-    assert "SSS-2 with 57% of the parameters differs by −0.010 ± 0.005, −0.010 ± 0.005 at these shares" in answer
-    assert answer.endswith("−0.100 ± 0.005 (SSS-1 of 100 neurons, 3,502 parameters; dense of 50, 3,910).")
-    assert blocks["widths"].count("\n") == 1
-    # (0.70 - 0.70) and (0.60 - 0.66) in standard errors of the authors' 24 and these 10 runs
-    assert "| SSS-1 | 0.70 ± 0.08 | 0.70 ± 0.01 | 0.0 |" in blocks["authors"]
-    assert "| dense | 0.66 ± 0.12 | 0.60 ± 0.00 | 2.4 |" in blocks["authors"]
-    assert "The largest difference is 3.5 standard errors" in blocks["authors"]
-    assert blocks["runs"].startswith("180 runs, 18.0 hours")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"study_{name}.{ending}" for name in ("differences", "widths_as_in_the_paper", "widths_trained_well", "curves")
-        for ending in ("png", "pdf")}
+def test_the_page_says_what_made_up_results_say(monkeypatch):
+    study, noise = [], np.linspace(-0.01, 0.01, 10)
+    for softmax_twice, dense, ss_1, ss_2 in (True, 0.6, 0.7, 0.6), (False, 0.9, 0.8, 0.89):
+        for where in ("pendigits", 0.1, 50), ("pendigits", 1, 50), ("pendigits", 0.1, 100), ("mnist", 0.2, 50):
+            study.append({**make_results(*([part] for part in where), FAMILIES), "softmax_twice": softmax_twice})
+            set_accuracies(study[-1], standard_nn=[dense] * 10, ss_1_dim=ss_1 + noise, ss_2_dim=ss_2 + noise)
+    monkeypatch.setattr(documents, "EQUAL_SIZE", [(100, "ss_1_dim")])
+    page = documents.make_page(documents.make_numbers(study, {"pendigits": 7494, "mnist": 5000}))
+    for text in (
+        "shares 0.1, 1 of", "(dense: 0.900, 0.900)", "which has an accuracy of 0.600, 0.600.",
+        "in the paper, test better in 2 (by up to 0.100) and worse in 0 of 4 comparisons with the dense net, which",
+        "they test better in 0 and worse in 4 (by up to 0.100) of 4 comparisons with the dense net, and",
+        "SSS-2 with 57% of the parameters differs by −0.010 ± 0.005, −0.010 ± 0.005 at these shares",
+        "SSS nets differ by −0.100 ± 0.005 (SSS-1 of 100 neurons, 1,752 parameters; dense of 50, 3,910).", "240 runs",
+        "| trained well | parameters | share 0.1, n = 10 | share 1, n = 10 |", "MNIST, 1,000 of 60,000 samples, n = 10",
+        "| SSS-2 | 2,220 | 0.890 ± 0.007 (**−0.010 ± 0.005**) |", "| 0.600 ± 0.007 (+0.000 ± 0.005) |",
+    ):
+        assert text in " ".join(page.split())
 
 
-def test_a_part_of_cifar10_is_read_and_what_is_no_array_is_refused(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    data = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
-    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]):
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [i, 9]}, protocol=4))
-    (X_train, y_train), (X_test, y_test) = study.load_cifar10_data(tmp_path)
-    assert y_train.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9] and y_test.tolist() == [5, 9]
-    assert X_train.shape == (10, 3, 32, 32) and X_train.dtype == X_test.dtype == np.float32
-    assert X_test[1, 2, 3, 4] == data[1, 2 * 1024 + 3 * 32 + 4]
-    (folder / "test_batch").write_bytes(pickle.dumps(Path("x")))
-    with pytest.raises(ValueError, match="pathlib"):
-        study.load_cifar10_data(tmp_path)
+@needs_numbers
+def test_the_page_and_the_readme_have_the_numbers_of_the_study():
+    page = (PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == documents.make_page(json.loads(NUMBERS.read_text(encoding="utf-8")))
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Does it generalise better?\n")[1].split("\n## ")[0]
+    shown, known = (re.findall(r"[+−]?0\.\d{3}(?: ± 0\.\d{3})?|(?:better|worse) in \d+", " ".join(text.split()))
+                    for text in (section, page))
+    assert shown and not {*shown} - {*known}
 
 
-def test_the_documents_name_blocks_that_there_are():
-    names = {name for path in study.DOCUMENTS for name in re.findall(r"<!-- study: (\w+) -->", path.read_text("utf-8"))}
-    assert names == {"answer", "pendigits", "widths", "others", "runs", "authors"}
-    for path in study.DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        assert text.count("<!-- study: ") == text.count("<!-- end -->")
+@needs_numbers
+def test_the_reference_table_has_the_numbers_of_the_study():
+    text = (PROJECT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    nets = [net for net in json.loads(NUMBERS.read_text(encoding="utf-8"))["nets"] if net["protocol"] == documents.PAPER
+            and (net["dataset"], net["share"], net["nb_neurons"]) == ("pendigits", 0.1, 50)]
+    rows = re.findall(r"\| (.+) \| (0\.\d\d) ± (0\.\d\d) \| (.+) \| (.+) \|", text)
+    for net, (family, mean, sd, *here) in zip(nets, rows, strict=True):
+        own_mean, own_sd = net["test_accuracy_mean"], net["test_accuracy_sd"]
+        distance = abs(own_mean - float(mean)) / math.hypot(float(sd) / 24 ** 0.5, own_sd / net["nb_runs"] ** 0.5)
+        assert family == format_family(net["model_name"]) and f"here, n = {net['nb_runs']} " in text
+        assert here == [f"{own_mean:.2f} ± {own_sd:.2f}", f"{distance:.1f}"], family
+    epochs = [net["epochs_mean"] for net in nets]
+    assert f"largest difference is {max(row[4] for row in rows)} standard errors" in text
+    assert f"these for {min(epochs):.0f} to {max(epochs):.0f}." in " ".join(text.split())

@@ -20,28 +20,18 @@ import re
 from collections import namedtuple
 from functools import reduce
 from itertools import accumulate, groupby, pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from benchmark_results import written_beside
-from c_code import CFunction, join, write_copy, write_header, write_loop, write_product, write_test
-from checks import check_finite, check_positive_integers, check_writable
+from checks import check_finite
+from microcontroller.c_code import CFunction, join, write_copy, write_header, write_loop, write_product, write_test
 from model_training import get_nb_model_parameters
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
 from standardmodels import ConvFeatureExtractorBase, ConvNet, FeedForwardNet
-
-RESERVED_WORDS = set("""
-    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class compl
-    concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype default delete
-    do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable
-    namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast
-    requires restrict return short signed sizeof static static_assert static_cast struct switch template this
-    thread_local throw true try typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile
-    wchar_t while xor xor_eq""".split())
 
 
 def export_to_c(module, path, name="net", sample_inputs=None):
@@ -68,12 +58,20 @@ def export_to_c(module, path, name="net", sample_inputs=None):
         scores that are complex, NaN, infinite or beyond float32
     :raises OSError: the file cannot be written
     """
-    path = Path(path)
-    if not isinstance(name, str) or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or name in RESERVED_WORDS:
-        raise ValueError(f"name must be a C identifier that begins with a letter and is no keyword, got {name!r}")
-    check_writable(path)
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+        raise ValueError(f"name must be a C identifier that begins with a letter, got {name!r}")
     functions = _write_functions(module, name)
-    test = "" if sample_inputs is None else write_test(name, *_get_samples_and_scores(module, functions, sample_inputs))
+    test = ""
+    if sample_inputs is not None:
+        shape = module.feature_extractor.image_shape if isinstance(module, ConvNet) else (functions[0].nb_inputs,)
+        X = torch.as_tensor(sample_inputs).detach().cpu()
+        if tuple(X.shape[1:]) != shape or len(X) == 0:
+            raise ValueError(f"sample_inputs must have shape (batch, {', '.join(map(str, shape))}), "
+                             f"got {tuple(X.shape)}")
+        check_finite(sample_inputs=X)
+        X, exact = X.float().double(), copy.deepcopy(module).cpu().float().double()
+        with torch.no_grad():
+            test = write_test(name, X.flatten(1).numpy(), getattr(exact, "scores", exact)(X).numpy())
     text = write_header(name, type(module).__name__, get_nb_model_parameters(module),
                         f"PyTorch {torch.__version__} and NumPy {np.__version__}", functions, test)
     with written_beside(path) as beside:
@@ -128,7 +126,6 @@ def _get_arrays(layer, *names):
 def _write_linear(layer, name, finish):
     W, bias = _get_arrays(layer, "weight", "bias")
     nb_outputs, nb_inputs = W.shape
-    check_positive_integers(in_features=nb_inputs, out_features=nb_outputs)
     weights, lines = write_product("y = W u", "y", W, {"u": nb_inputs}, bias, finish=finish)
     return "Linear", nb_inputs, nb_outputs, W.size, {f"{name}_weights": weights}, [f"w = {name}_weights;", *lines]
 
@@ -224,8 +221,8 @@ def _write_feature_extractor(extractor, name):
         nb_outputs, _, size, _ = W.shape
         stride, c_name = extractor.layers[i].stride[0], f"{name}_{where}_{i}"
         nb_rows, nb_columns = (((side - size) // stride + 1) // 2 for side in (height, width))
-        sums = [" + ".join([f"s{r} = s{r}", *(f"w[{b}] * row[{stride * (width * (r // 2) + r % 2) + b}]"
-                                              for b in range(size))]) + ";" for r in range(4)]
+        sums = "\n                    ".join(" + ".join([f"s{r} = s{r}", *(
+            f"w[{b}] * row[{stride * (width * (r // 2) + r % 2) + b}]" for b in range(size))]) + ";" for r in range(4))
         lines = f"""\
 for (int channel = 0; channel < {nb_outputs}; channel++) {{
     for (int i = 0; i < {nb_rows}; i++) {{
@@ -238,10 +235,7 @@ for (int channel = 0; channel < {nb_outputs}; channel++) {{
             for (int c = 0; c < {channels}; c++) {{
                 for (int a = 0; a < {size}; a++) {{
                     const float *row = u + {height * width} * c + {width} * ({2 * stride} * i + a) + {2 * stride} * j;
-                    {sums[0]}
-                    {sums[1]}
-                    {sums[2]}
-                    {sums[3]}
+                    {sums}
                     w += {size};
                 }}
             }}
@@ -255,16 +249,3 @@ for (int channel = 0; channel < {nb_outputs}; channel++) {{
             {f"{c_name}_weights": np.hstack((bias[:, None], W.reshape(nb_outputs, -1))).ravel()}, lines))
         channels, height, width = nb_outputs, nb_rows, nb_columns
     return functions
-
-
-def _get_samples_and_scores(module, functions, sample_inputs):
-    """Arrays (samples, inputs) and (samples, scores), the scores of the weights as written, computed in float64."""
-    shape = module.feature_extractor.image_shape if isinstance(module, ConvNet) else (functions[0].nb_inputs,)
-    X = torch.as_tensor(sample_inputs).detach().cpu()
-    if tuple(X.shape[1:]) != shape or len(X) == 0:
-        raise ValueError(f"sample_inputs must have shape (batch, {', '.join(map(str, shape))}), got {tuple(X.shape)}")
-    check_finite(sample_inputs=X)
-    X, exact = X.float().double(), copy.deepcopy(module).cpu().float().double()
-    with torch.no_grad():
-        scores = getattr(exact, "scores", exact)(X)
-    return X.flatten(1).numpy(), scores.numpy()

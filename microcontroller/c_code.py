@@ -126,6 +126,11 @@ def write_header(name, title, nb_parameters, made_with, functions, test):
                        f"{function.nb_inputs} -> {function.nb_outputs}" for function in functions)
     lines = "\n".join(_indent([f"float h{i}[{size}];" for i, size in enumerate(sizes) if size] + [
         f"{function.name}({source}, {target});" for function, (source, target) in zip(functions, pairwise(vectors))]))
+    definitions = ["".join(_write_array(array, values) for array, values in function.arrays.items()) + f"""
+/* {function.where or "layer"}: {function.description} */
+static inline void {function.name}(const float *{NAME}_RESTRICT u, float *{NAME}_RESTRICT y)
+{{
+""" + "\n".join(map(_wrap, _indent(["const float *w;", *function.lines]))) + "\n}\n\n" for function in functions]
     return f"""\
 /* {name}: {title}
 
@@ -156,7 +161,7 @@ static inline float {name}_relu(float s)
     return s < 0.0f ? 0.0f : s;
 }}
 
-{"".join(_write_function(function, f"{NAME}_RESTRICT") for function in functions)}\
+{"".join(definitions)}\
 /* what softmax is applied to */
 static inline void {name}_scores(const float *x, float *scores)
 {{
@@ -177,20 +182,6 @@ static inline int {name}_classify(const float *x)
 
 {test}#undef {NAME}_RESTRICT
 #endif
-"""
-
-
-def _write_function(function, restrict):
-    arrays = "".join(_write_array(name, values) for name, values in function.arrays.items())
-    lines = "\n".join(map(_wrap, _indent(["const float *w;", *function.lines])))
-    return f"""\
-{arrays}
-/* {function.where or "layer"}: {function.description} */
-static inline void {function.name}(const float *{restrict} u, float *{restrict} y)
-{{
-{lines}
-}}
-
 """
 
 
