@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +57,7 @@ def load_results(path="benchmark_result.p"):
     :raises FileNotFoundError: there is no such file
     :raises ValueError: the file is truncated, no results dict, or holds anything but plain Python data
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    if not (path := Path(path).expanduser()).is_file():
         raise FileNotFoundError(f"{path} does not exist; python benchmark.py writes one")
     try:
         with path.open("rb") as file:
@@ -148,13 +148,18 @@ def digest_code(*parts):
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if not isinstance(part, str):
-            tree = ast.parse(part.read_text(encoding="utf-8") if isinstance(part, Path) else inspect.getsource(part))
-            for node in ast.walk(tree):
-                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-                    del node.body[0]
-            part = ast.dump(tree)
+            part = _dump_tree(part.read_text(encoding="utf-8") if isinstance(part, Path) else inspect.getsource(part))
         digest.update(part.encode())
     return digest.hexdigest()
+
+
+@cache  # for families have most of their files in common
+def _dump_tree(source):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
 
 
 # ---- a sweep's results, kept on disk ----
@@ -203,8 +208,8 @@ class ResultsFile:
 
     def add_failure(self, reason, dataset, share=None, model_name=None, nb_neurons=None, iteration=None):
         """Record what could not be run; None stands for all shares, models, widths or iterations."""
-        self.results["failures"].append(dict(dataset=dataset, share=share, model_name=model_name,
-                                             nb_neurons=nb_neurons, iteration=iteration, reason=reason))
+        where = Run(dataset, share, model_name, nb_neurons, iteration)
+        self.results["failures"].append({**where._asdict(), "reason": reason})
         self._save_now_and_then()
 
     def record_data_digest(self, dataset, digest):
@@ -228,8 +233,7 @@ class ResultsFile:
                 save_results(self.results, self.path)
             except OSError as problem:
                 print(f"{self.path} cannot be saved now, the next run tries again: {problem}", file=sys.stderr)
-            end = time.monotonic()
-            self._next_save = end + (end - start) / SHARE_OF_TIME
+            self._next_save = time.monotonic() + (time.monotonic() - start) / SHARE_OF_TIME
 
     def _iterations(self, run):
         results = self.results
@@ -258,8 +262,7 @@ class ResultsFile:
         message = f"complete: all {len(self.runs)} runs are there"
         if nb_missing:
             message = f"resuming: {len(self.runs) - nb_missing} of {len(self.runs)} runs are there, {nb_missing} to do"
-            # Who started the sweep is still known, and who went on with it.
-            environment.setdefault("resumed", []).append(new)
+            environment.setdefault("resumed", []).append(new)  # who went on, beside who started the sweep
             if old["failures"]:
                 message += f", {len(old['failures'])} recorded failures are tried again"
         return "; ".join([message, *reasons, *unknown, *[kept] * bool(kept)])

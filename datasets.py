@@ -143,12 +143,6 @@ def is_image_dataset(loading_function):
     return name in ("mnist", "cifar10")
 
 
-def is_available(loading_function, datasets_folder="datasets/"):
-    """Whether (bool) the function finds all it needs in the folder and downloads nothing; ValueError as above."""
-    files = _FILES.get(get_dataset_name_for_loading_function(loading_function), [])
-    return all(_find_file(Path(datasets_folder, file)) for file in files)
-
-
 # ---- preparing what was loaded ----
 
 def load_shuffled_data(load_data, datasets_folder, seed):

@@ -167,18 +167,6 @@ def test_code_has_no_variables_outside_of_functions_and_needs_no_library(exporte
         assert all(call.startswith(name) for call in {*re.findall(r"(\w+)\(", text)} - {"for", "if"})
 
 
-def test_comment_tells_what_the_net_takes(tmp_path):
-    export_to_c(TwoHiddenLayeredSSNet(16, 10, 50), tmp_path / "net.h")
-    text = (tmp_path / "net.h").read_text()
-    nb_weights = sum(map(int, re.findall(r"static const float \w+\[(\d+)\]", text)))
-    in_function = re.findall(r"^    float (.*\[.*);", text, flags=re.M)  # of the hidden layer, net_scores, net_classify
-    assert [sum(map(int, re.findall(r"\[(\d+)\]", line))) for line in in_function] == [3, 50, 50, 10]
-    for line in ("net: TwoHiddenLayeredSSNet", "1752 parameters", f"{4 * nb_weights} bytes of weights",
-                 f"{4 * (3 + 50 + 50)} bytes of arrays", f"PyTorch {torch.__version__}",
-                 f"{nb_weights - 50 - 50 - 10} multiply-adds"):  # without the biases
-        assert line in text[:text.index("*/")]
-
-
 def test_equal_nets_and_samples_of_any_type_give_the_same_file_and_leave_the_net_as_it_was(tmp_path):
     (net, other), X = (TwoHiddenLayeredSSNet(6, 4, 9, 2) for _ in range(2)), torch.arange(12).reshape(2, 6)
     before = {name: value.clone() for name, value in net.state_dict().items()}

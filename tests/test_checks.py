@@ -58,7 +58,7 @@ def test_hyperparameters_become_plain_data():
     ("datasets_folder", "", "must be the name of a file or folder, got ''")])
 def test_hyperparameters_that_cannot_work_are_named(name, value, message):
     with pytest.raises(ValueError, match=f"^{name} {message}"):
-        check_script_hyperparameters({name: value})
+        check_script_hyperparameters({"result_file": "r.p", name: value})
 
 
 # ---- the arrays of a data set ----

@@ -123,7 +123,6 @@ def test_mnist_files_are_found_as_programs_unpack_them_and_packed(place, tmp_pat
     for file in (FILES["mnist"][0], FILES["mnist"][3]):  # some may lie as they should
         write_files(tmp_path, place(Path(file), contents.pop(file)))
     write_files(tmp_path, contents)
-    assert datasets.is_available(datasets.load_mnist_data, tmp_path)
     assert_same(datasets.load_mnist_data(tmp_path), expected)
 
 
@@ -132,12 +131,11 @@ def test_mnist_files_are_found_as_programs_unpack_them_and_packed(place, tmp_pat
 @pytest.mark.parametrize("name", list(LOADERS)[:4])
 def test_a_download_is_moved_into_place_and_happens_once(name, contents, server, tmp_path):
     folder = tmp_path / "new" / "datasets"
-    assert not datasets.is_available(LOADERS[name], folder)
     assert_same(LOADERS[name](folder), make_dataset(name)[1])
     assert files_in(folder) == contents and not list(folder.glob(".download-*"))
     urls = list(server.urls)
     LOADERS[name](folder)
-    assert server.urls == urls != [] and datasets.is_available(LOADERS[name], folder)
+    assert server.urls == urls != []
 
 
 @pytest.mark.parametrize("name", list(LOADERS)[:4])
@@ -220,6 +218,43 @@ def test_a_wrong_file_is_named_with_line_or_size_and_kept(name, number, change, 
     with pytest.raises(ValueError, match="^" + re.escape(f"{tmp_path / file}: {problem}")):
         LOADERS[name](tmp_path)
     assert server.urls == [] and files_in(tmp_path) == contents
+
+
+# ---- preparing what was loaded ----
+
+def load_images_data(datasets_folder):
+    X = np.random.default_rng(0).integers(256, size=(40, 3, 27, 28)) * np.array([1, 10, 0])[:, None, None] + 5
+    return (X[:30], np.arange(30) % 3), (X[30:], np.arange(10) % 3)
+
+
+def test_the_training_data_is_permuted_with_its_labels_depending_on_the_seed():
+    (X, y), (X_test, y_test) = load_images_data(None)
+    X_train, y_train, *test = datasets.load_shuffled_data(load_images_data, None, 0)
+    order = [next(i for i in range(30) if np.array_equal(X[i], x)) for x in X_train]
+    assert sorted(order) == list(range(30)) != order and y_train.tolist() == y[order].tolist()
+    assert np.array_equal(test[0], X_test) and np.array_equal(test[1], y_test)
+    assert not np.array_equal(X_train, datasets.load_shuffled_data(load_images_data, None, 1)[0])
+
+
+def test_images_that_are_none_to_the_nets_are_named():
+    def load_channels_last(datasets_folder):
+        (X, y), (X_test, y_test) = load_images_data(datasets_folder)
+        return (X.transpose(0, 2, 3, 1), y), (X_test.transpose(0, 2, 3, 1), y_test)
+
+    with pytest.raises(ValueError, match=r"got \(27, 28, 3\); X.transpose\(0, 3, 1, 2\) puts channels first"):
+        datasets.load_shuffled_data(load_channels_last, None, 0)
+
+
+def test_each_channel_is_standardised_over_the_share_and_constant_ones_become_zero():
+    data = datasets.load_shuffled_data(load_images_data, None, 0)
+    X_train, y_train, X_test, y_test = datasets.take_share(0.5, data, standardise_inputs=True)
+    X = data[0][:15].astype(float)
+    mean, deviation = X.mean((0, 2, 3), keepdims=True), X.std((0, 2, 3), keepdims=True)
+    deviation[deviation == 0] = 1
+    np.testing.assert_allclose(X_train, (X - mean) / deviation, atol=1e-5)
+    np.testing.assert_allclose(X_test, (data[2] - mean) / deviation, atol=1e-5)
+    assert X_train.dtype == X_test.dtype == np.float32 and np.abs(X_train[:, 2]).max() == 0
+    assert np.array_equal(y_train, data[1][:15]) and np.array_equal(y_test, data[3])
 
 
 # ---- names ----

@@ -17,7 +17,7 @@ import microcontroller.benchmark as script
 from benchmark_results import Run
 from datasets import load_digits_data, load_shuffled_data, take_share
 from microcontroller.c_export import export_to_c
-from microcontroller.emulated_core import CORES, Call, Program
+from microcontroller.emulated_core import CORES, Call
 from standardmodels import StandardTHLFFNN
 
 TINY = dict(model_names=["standard_nn", "ss_1_dim"], nb_neurons_list=[8, 16], net_cases=[["vectors", [4], 3]],
@@ -99,13 +99,6 @@ def test_what_cannot_work_is_named_before_anything_runs(result_file, monkeypatch
 CALLS = [Call(0, instructions, 2 * instructions, stack) for instructions, stack in ((10, 4), (30, 12), (20, 8))]
 SCORES = np.array([[3, 2, 1], [0, 0, 5], [1, 7, 7 + 1e-5]], np.float32)
 ROW = {"kind": "digits", "n": 8, "layer": "rank_1", "core": "cortex-m3", "optimisation": "-Os"}
-
-
-def test_a_row_has_means_over_the_samples_the_largest_stack_and_counts_ties():
-    outputs = SCORES + np.array([[0, 0, 0], [0, 0, 4e-5], [0, 2e-5, 0]], np.float32)
-    row = script.make_row(ROW, SCORES, np.array([0, 1, 1]), Program("cortex-m3", b"", {}, 11, 22), CALLS, outputs)
-    assert row == {**ROW, "nb_test_samples": 3, "accuracy": 2 / 3, "nb_ties": 1, "instructions": 20, "cycles": 40,
-                   "code_bytes": 11, "constant_bytes": 22, "stack_bytes": 12, "difference": pytest.approx(8e-6, rel=.1)}
 
 
 @pytest.mark.parametrize("error", [1.2e-4, math.nan])

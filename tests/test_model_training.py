@@ -119,8 +119,6 @@ def test_training_equals_the_protocol_written_plainly(make, settings):
 CASES = {
     "batches of one sample": dict(batch_size=1),
     "batches in float32": dict(batch_size=7, dtype=torch.float32),
-    "one batch in float32": dict(dtype=torch.float32),
-    "gradient descent in batches": dict(use_Adam=False, batch_size=7, learning_rate=0.5),
     "gradient descent on all samples": dict(use_Adam=False, learning_rate=0.5),
     "one epoch": dict(max_number_training_epochs=1, min_number_training_epochs=0),
     "NumPy numbers": dict(batch_size=np.int64(7), patience=np.int32(2), learning_rate=np.float64(0.03)),
@@ -163,11 +161,9 @@ def test_images_train():
     train_as_plainly(net, (X, y), batch_size=7, max_number_training_epochs=3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_stops_when_validation_accuracy_no_longer_improves(seed):
-    losses, *_ = train_as_plainly(make_net(dtype=torch.float64), make_data(100), seed=seed, learning_rate=0.003,
-                                  batch_size=7, patience=5, min_number_training_epochs=12,
-                                  max_number_training_epochs=100)
+def test_training_stops_when_validation_accuracy_no_longer_improves():
+    losses, *_ = train_as_plainly(make_net(dtype=torch.float64), make_data(100), learning_rate=0.003, batch_size=7,
+                                  patience=5, min_number_training_epochs=12, max_number_training_epochs=100)
     assert 13 < len(losses) < 100  # neither the minimum nor the maximum decided
 
 
@@ -200,18 +196,6 @@ def test_stopping_rule(history, settings, finished):
 
 # ---- seeds and data ----
 
-def test_same_seed_gives_the_same_histories_and_weights_bit_for_bit():
-    def run(seed):
-        net = make_net(TwoHiddenLayeredSSNet)
-        return train(net, seed=seed, batch_size=8), net.state_dict()
-
-    seeds = 1, np.uint8(1), 2
-    (histories, weights), (same_histories, same_weights), (other_histories, other_weights) = map(run, seeds)
-    assert histories == same_histories and histories[0] != other_histories[0]
-    assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
-    assert not torch.equal(weights["input_layer.weight"], other_weights["input_layer.weight"])
-
-
 def test_global_generators_matter_without_a_seed_only():
     def run(global_seed, seed):
         net = make_net()
@@ -221,8 +205,8 @@ def test_global_generators_matter_without_a_seed_only():
 
     assert run(3, None) == run(3, None)
     assert run(3, None)[0] != run(4, None)[0]
-    histories, *states = run(3, 1)
-    assert histories == run(4, 1)[0]
+    histories, *states = run(3, np.uint8(1))
+    assert histories == run(4, 1)[0] != run(4, 2)[0]
     np.random.seed(3)  # neither has moved since it was seeded
     assert states == [torch.manual_seed(3).get_state().tolist(), np.random.get_state()[1].tolist()]
 

@@ -1,5 +1,4 @@
 """plot_results.py: tables, the comparison with the dense net and figures, of sweeps complete or not."""
-import io
 import itertools
 import math
 import os
@@ -15,7 +14,7 @@ from scipy import stats
 
 import plot_results
 from plot_results import (compare_with_dense, draw_figures, format_family, format_summary_table, get_family_style,
-                          plot_accuracy, plot_differences, plot_learning_curves, results_to_dataframe, summary_table)
+                          plot_accuracy, plot_differences, plot_learning_curves, results_to_dataframe)
 from sweep_results import NAN, SIZES, make_failure, make_results, make_run, set_accuracies
 
 PLOTS = [plot_accuracy, plot_differences, plot_learning_curves]
@@ -40,11 +39,10 @@ def test_a_run_with_a_finite_accuracy_is_a_row_of_the_frame_in_the_order_of_the_
         "nb_model_parameters": 77, "nb_epochs": 8, "test_accuracy": 0.25, "test_loss": 2.0, "training_time": 0.5}
 
 
-def test_the_table_as_text():
+def test_the_table_as_text_equal_means_are_both_best_and_runs_without_a_finite_accuracy_have_failed():
     results = make_results(["digits", "mnist"], models=["standard_nn", "ss_1_dim", "rank_1"])
     results["mnist"][0.1] = {"rank_1": {50: {0: make_run(0.7, 77, [0.1] * 3), 4: make_run(0.9, 77, [0.1] * 6)}},
                              "unnamed": {50: {1: make_run(0.99)}}, "no_runs": {50: {}}}
-    # A run without a finite accuracy enters no mean; equal means are both best.
     set_accuracies(results, standard_nn=[0.5, NAN, 0.75], ss_1_dim=[0.625], rank_1=[NAN, math.inf])
     run = dict(dataset="mnist", share=0.1, nb_neurons=50, model_name="rank_1")
     results["failures"] = [
@@ -103,8 +101,7 @@ def test_p_values_are_multiplied_as_holm_does_it_by_the_number_of_families_of_th
     t = differences.mean(axis=1) / differences.std(axis=1, ddof=1) * math.sqrt(6)
     order = np.argsort(-abs(t))
     raised = 2 * stats.t.sf(abs(t[order]), 5) * [5, 4, 3, 2, 1]
-    assert (np.diff(raised) < 0).any()  # so that the maximum matters
-    assert list(rows["p_value"][order]) == pytest.approx(list(np.maximum.accumulate(raised)), rel=1e-9)
+    assert list(rows["p_value"][order]) == pytest.approx(list(np.maximum.accumulate(raised)), rel=1e-9)  # two are tied
     assert list(rows["verdict"][:5]) == ["undecided"] * 3 + ["worse", "better"] and rows["interval_low"][2] > 0
     assert math.isnan(rows["p_value"][5])  # four pairs are not tested, and do not count as a test
 
@@ -117,8 +114,7 @@ def test_differences_without_spread_and_too_few_pairs():
     rows = compare_with_dense(results)
     assert list(rows["verdict"]) == ["better", "worse", *["undecided"] * 4]
     assert list(rows["p_value"]) == pytest.approx([0, 0, 1, NAN, NAN, NAN], nan_ok=True)
-    assert rows["interval_low"].equals(rows["interval_high"])
-    assert list(rows["interval_low"]) == pytest.approx([0.25, -0.25, 0, 0.25, 0.25, NAN], nan_ok=True)
+    assert list(rows["interval_low"][:5]) == list(rows["interval_high"][:5]) == [0.25, -0.25, 0, 0.25, 0.25]
 
 
 def get_shown(ax, model_name):
@@ -150,22 +146,10 @@ def test_accuracy_shows_runs_means_and_intervals_joined_in_order_of_size_with_th
         assert line == [(size, pytest.approx(np.mean(runs[size]))) for size in runs]
         assert filled == dict.fromkeys(line, True) and labels == dict(zip(line, ("10", "50", "500")))
         assert sorted(dashes) == sorted((size, accuracy) for size in runs for accuracy in runs[size])
-        assert all(ax.viewLim.contains(*xy) for xy in dashes)
         ends = [stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)) for values in runs.values()]
+        assert all(ax.viewLim.contains(*xy) for xy in dashes) and not ax.viewLim.containsy(np.max(ends))
         assert np.array(bars) == pytest.approx(np.column_stack([list(runs), ends]))
     assert len(plot_accuracy(results, ["ss_1_dim"]).legends[0].legend_handles) == 1
-
-
-@pytest.mark.parametrize("span", [3.9, 4.1, 9.9, 10.1])
-def test_the_parameter_axis_has_at_least_two_ticks_and_is_logarithmic_from_a_factor_of_four_on(span):
-    for smallest in (1000, 1900, 4300, 8900):
-        results = make_results(models=["standard_nn", "rank_1"])
-        results["digits"][0.1]["standard_nn"][50] = {0: make_run(0.5, int(smallest * span))}
-        results["digits"][0.1]["rank_1"][50] = {0: make_run(0.4, smallest)}
-        ax, = plot_accuracy(results).axes
-        assert ax.get_xscale() == ("log" if span > 4 else "linear")
-        assert sum(ax.viewLim.containsx(tick) for tick in ax.get_xticks()) >= 2
-        assert [0.5, 0.5] in [list(line.get_ydata()) for line in ax.lines]  # the dense net across the panel
 
 
 def test_differences_show_the_rows_of_the_comparison_with_bars_from_five_pairs_on():
@@ -208,16 +192,15 @@ def test_there_is_a_panel_per_dataset_and_share_with_runs_and_those_of_a_row_sha
     results["c"], results["dataset_names"] = {1.0: results["b"].pop(0.1)}, ["a", "b", "c", "d"]
     for plot in (plot_accuracy, plot_differences):
         axes = plot(results).axes
-        assert [ax.get_title() for ax in axes] == [f"{title[0]}\ntraining share {title[1:]}" for title in (
-            "a0.1", "a1", "b1", "c1")]
+        assert [ax.get_title().replace("\ntraining share", "") for ax in axes] == ["a 0.1", "a 1", "b 1", "c 1"]
         assert [axes[0].get_shared_y_axes().joined(axes[0], ax) for ax in axes] == [True, True, False, False]
     assert len(plot_learning_curves(results).axes) == 4 * len(SIZES)
 
 
 @pytest.mark.parametrize("plot", PLOTS)
 def test_legend_and_panels_overlap_nothing_and_are_inside_the_figure(plot):
-    figure = plot(make_results(["pendigits", "hand_posture"], models=["standard_nn", *COMING], neurons=[50, 100]))
-    figure.savefig(io.BytesIO())  # lays the figure out
+    figure = plot(make_results(["hand_posture"], models=["standard_nn", *COMING], neurons=[50, 100]))
+    figure.draw_without_rendering()
     boxes = [figure.legends[0].get_window_extent(), *(ax.get_tightbbox() for ax in figure.axes)]
     assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
@@ -232,8 +215,8 @@ def test_styles_are_distinct_and_do_not_depend_on_the_process():
 
 
 def test_figures_are_the_same_bytes_every_time_and_without_a_dense_net_there_are_no_differences(tmp_path):
-    assert [path.name for path in draw_figures(make_results(), tmp_path / "a.p")] == [
-        "a.png", "a_differences.png", "a_learning_curves.png"]
+    draw_figures(make_results(), tmp_path / "a.p")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a_differences.png", "a_learning_curves.png"}
     assert draw_figures(make_results(), tmp_path / "b.p", [plot_accuracy]) == [tmp_path / "b.png"]
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert len(draw_figures(make_results(models=["rank_1"]), tmp_path / "a.p")) == 2
@@ -250,7 +233,6 @@ def test_the_script_prints_the_table_and_writes_the_figures_without_torch_or_pyp
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout == (f"{format_summary_table(results)}\nwrote sweep.png\nwrote sweep_differences.png\n"
                                "wrote sweep_learning_curves.png\n")
-    assert len(list(tmp_path.glob("sweep*.png"))) == 3
     with pytest.raises(SystemExit, match="2"):
         plot_results.main([str(tmp_path / "other.p")])
     assert "other.p does not exist" in capsys.readouterr().err

@@ -59,14 +59,6 @@ def test_chunks_are_as_large_as_is_fast_and_equal_ones_share_a_run(n, outputs, d
     assert (layer._chunk_length, len(layer._runs)) == (chunk_length, nb_runs)
 
 
-@EVERY_CHUNKING
-@pytest.mark.parametrize("nb_samples", [0, 1, 40])
-@pytest.mark.parametrize("outputs, bias", [(22, True), (13, False)])
-def test_any_number_of_samples_with_and_without_bias(nb_samples, outputs, bias, chunk_size):
-    layer = make_layer(22, 2, output_size=outputs, bias=bias)
-    assert_outputs_and_gradients_equal(layer, layer, by_definition(layer), nb_samples)
-
-
 @pytest.mark.parametrize("n, outputs, d, m", [(1, 1, 1, 1), (144, 144, 5, 12), (22, 13, 3, 1)])
 def test_to_matrix_is_the_dense_matrix_and_differentiable(n, outputs, d, m):
     layer = make_layer(n, d, m, output_size=outputs)
@@ -192,11 +184,6 @@ def test_nets_have_the_published_numbers_of_parameters():
     nets = [make(16, 10, 50) for make in (StandardTHLFFNN, Rank1THLFFNN)]
     nets += [TwoHiddenLayeredSSNet(16, 10, 50, d, initialisation="zeros") for d in range(1, 6)]
     assert [get_nb_model_parameters(net) for net in nets] == [3910, 1510, 1752, 2220, 2848, 3620, 4520]
-
-
-def test_repr_names_the_sizes_and_defaults_are_ten_states_and_one_input():
-    assert repr(SemiseparableLayer(30)) == ("SemiseparableLayer(input_size=30, output_size=30, statespace_dim=10, "
-                                            "inputoutput_dim=1, nb_states=30, bias=True)")
 
 
 # ---- arguments and inputs that do not fit ----

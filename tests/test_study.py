@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 NUMBERS = PROJECT / "study" / "results.json"
 FAMILIES = ["standard_nn", "ss_1_dim", "ss_2_dim"]
 QUICK = dict(model_names=FAMILIES, initialisation="direct", patience=1, min_number_training_epochs=0, nb_jobs=1)
-needs_numbers = pytest.mark.skipif(not NUMBERS.exists(), reason="python -m study.run has not written study/results.json")
+needs_numbers = pytest.mark.skipif(not NUMBERS.exists(), reason="python -m study.run has not written results.json")
 
 
 def load_pendigits_data(datasets_folder):
@@ -37,6 +37,7 @@ def finished_study(tmp_path_factory):
             {**run.make_sweep(load_data, protocol, 0.1, [nb_neurons], 2), **QUICK} for protocol in run.PROTOCOLS for
             load_data, nb_neurons in ((load_pendigits_data, 100), (load_pendigits_data, 50), (load_digits_data, 50))])
         monkeypatch.setattr(documents, "EQUAL_SIZE", [(100, "ss_1_dim")])
+        monkeypatch.setattr(benchmark, "draw_figures", lambda *_: None)  # of each sweep, which nobody looks at here
         assert run.main() == 0
         yield folder
 
@@ -50,10 +51,9 @@ def test_an_interrupted_study_writes_nothing_and_resumed_the_same_as_another(fin
     monkeypatch.setattr(run, "DOCS_FOLDER", tmp_path)
     monkeypatch.setattr(run, "SWEEPS", [{**sweep, "result_file": str(tmp_path / Path(sweep["result_file"]).name)}
                                         for sweep in run.SWEEPS])
-    monkeypatch.setattr(documents, "draw_figures", lambda *_: None)  # which the next test is about
     add = benchmark.ResultsFile.add
     with monkeypatch.context() as patched:
-        patched.setattr(benchmark.ResultsFile, "add", lambda *result: add(*result) or signal.raise_signal(signal.SIGINT))
+        patched.setattr(benchmark.ResultsFile, "add", lambda *new: add(*new) or signal.raise_signal(signal.SIGINT))
         assert run.main() == 130 and not read_documents(tmp_path)
     assert run.main() == 0
     here, there = (json.loads((folder / "results.json").read_text("utf-8")) for folder in (tmp_path, finished_study))
