@@ -39,7 +39,7 @@ nb_neurons_list = [50]  # neurons in each hidden layer
 training_set_shares = [0.1]  # shares of the training data, in (0, 1]; smaller ones are contained in larger ones
 
 # nets
-nb_hidden_layers = 2  # hidden layers of neurons, joined by one matrix less; 2 as in the paper
+nb_hidden_layers = 2  # of neurons; the hidden matrices, one less, join them; 2 as in the paper
 inputoutput_dim = 1  # inputs and outputs of a stage of the SSS layers, 1 as in the paper; divides the number of neurons
 initialisation = "realisation"  # of the SSS layers, as in the paper; "direct" is fast for thousands of neurons
 
@@ -87,13 +87,12 @@ def main(hyperparameters=None):  # as of get_hyperparameters, which None calls
     """Run, resume or extend the sweep; the exit status: 0, 1 if something could not be run, 2 if nothing could, 130."""
     try:
         hyperparameters = check_hyperparameters(hyperparameters or get_hyperparameters())
-        path = FOLDER / Path(hyperparameters.pop("result_file")).expanduser()
+        path = FOLDER / hyperparameters.pop("result_file")
         loading_functions = hyperparameters.pop("dataset_loading_functions")
 
         def load(dataset):
             return load_shuffled_data(loading_functions[dataset], FOLDER / hyperparameters["datasets_folder"],
                                       derive_seed(hyperparameters["seed"], dataset))
-
         with (lock_results(path), closing(ResultsFile(
                 path, hyperparameters, get_environment(hyperparameters["device"]),
                 {name: digest_family(name, hyperparameters) for name in hyperparameters["model_names"]},
@@ -196,15 +195,17 @@ def check_hyperparameters(hyperparameters):
     checked = check_script_hyperparameters(hyperparameters, functions=("dataset_loading_functions",))
     for name in ("dataset_loading_functions", "model_names", "nb_neurons_list", "training_set_shares"):
         check_distinct(name, checked[name])
-    for nb_neurons in checked["nb_neurons_list"]:
-        check_integers(nb_neurons_list=nb_neurons)
+    for share in checked["training_set_shares"]:
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f"training_set_shares must be in (0, 1], got {share!r}")
     checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
-    if not all(0 < share <= 1 for share in checked["training_set_shares"]):
-        raise ValueError(f"training_set_shares must be in (0, 1], got {checked['training_set_shares']}")
     check_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{name: checked[name] for name in (
         "nb_iterations", "nb_hidden_layers", "inputoutput_dim", "nb_threads_per_run")})
+    for nb_neurons in checked["nb_neurons_list"]:
+        check_integers(nb_neurons_list=nb_neurons)
+        if nb_neurons % checked["inputoutput_dim"]:
+            raise ValueError(f"inputoutput_dim {checked['inputoutput_dim']} does not divide {nb_neurons} neurons")
     check_integers(0, seed=checked["seed"])
-    check_choice("initialisation", checked["initialisation"], ("realisation", "direct"))
     check_choice("standardise_inputs", checked["standardise_inputs"], (True, False))
     check_training_hyperparameters(**{name: checked[name] for name in TRAINING_HYPERPARAMETERS})
     loading_functions = get_loading_functions_by_name(checked["dataset_loading_functions"])
@@ -212,9 +213,8 @@ def check_hyperparameters(hyperparameters):
 
 
 if __name__ == "__main__":
-    # Workers find functions of a module, not of the script that was started; a kernel may know an older one.
-    sys.modules.pop("benchmark", None)
-    import benchmark
+    sys.modules.pop("benchmark", None)  # of an earlier %run in a notebook
+    import benchmark  # for workers find functions of modules, not of the script that was started
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
     sys.exit(benchmark.main())

@@ -3,6 +3,7 @@ what would do instead.
 """
 
 import math
+import os
 from numbers import Integral, Real
 
 import numpy as np
@@ -63,6 +64,7 @@ def check_script_hyperparameters(values, functions=()):
     for name in {"result_file", "datasets_folder"} & plain.keys():
         if not isinstance(plain[name], str) or not plain[name]:
             raise ValueError(f"{name} must be the name of a file or folder, got {plain[name]!r}")
+        plain[name] = os.path.expanduser(plain[name])
     if not plain["result_file"].endswith(".p"):  # figures and locks have the same name with another ending
         raise ValueError(f"result_file must end in .p, got {plain['result_file']!r}")
     if "device" in plain:

@@ -69,8 +69,8 @@ def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="r
             run, worker = in_hand.pop(future)
             try:
                 result = future.result()
-            except (Exception, asyncio.CancelledError):  # a task raises none: the worker has died
-                worker, result = open_worker(), "its worker process died twice: killed, or out of memory"
+            except (Exception, asyncio.CancelledError) as problem:  # a task raises none: the worker has died
+                worker, result = open_worker(), f"its worker died twice, killed or out of memory: {describe(problem)}"
                 if run not in lost:
                     lost.add(run)
                     waiting.append(run)
@@ -185,7 +185,7 @@ def open_cluster(scheduler_address):
 
 
 def _open_place_on_cluster(client, data):
-    """Dask itself gives the runs of a lost worker to others, until it takes a run for the reason."""
+    """Dask itself gives the run of a lost worker to others, until it holds that run responsible: KilledWorker."""
     import cloudpickle  # comes with Dask
 
     # The modules of this folder go with the task, for workers elsewhere do not have them.

@@ -7,7 +7,7 @@ entries, the output into K slices y_k of p entries, and two recursions carry a s
     z_{k-1} = E_k z_k + F_k u_k                 anticausal, k = K-1 .. 0, z_{K-1} empty
     y_k     = C_k x_k + D_k u_k + G_k z_k       (+ bias)
 
-With states of d entries this takes K (d + m) (d + p) parameters and operations each way, not K² m p: `recursion`. Many
+With states of d entries this takes about 2 K (d + m) (d + p) parameters and operations, not K² m p: `recursion`. Many
 tiny products would spend all time on calls, so `forward` first merges neighbouring stages, exactly, into chunks:
 
     1. stage matrices    every stage as one matrix M_k with [y_k; x_{k+1}] = M_k [x_k; u_k]

@@ -75,8 +75,7 @@ memory_case = [4096, 6370]  # n and batch size of these layers
 initialisation_sizes = [500]  # n for which the paper's initialisation (d = 5) is timed; 2000 takes minutes
 # ======================================================================================================================
 
-HYPERPARAMETERS = [name for name, value in globals().items()
-                   if name[0].islower() and not callable(value) and not isinstance(value, type(sys))]
+HYPERPARAMETERS = [name for name, value in globals().items() if name[0].islower() and not hasattr(value, "__name__")]
 RUNS = {
     "forward": "with torch.no_grad(): layer(u)",
     "forward+backward": "torch.autograd.grad(layer(u), (u, *layer.parameters()), grad_y)",
@@ -84,7 +83,7 @@ RUNS = {
 
 
 def make_layer(name, n, nb_outputs):
-    """The hidden layer of that name, (batch, n) -> (batch, nb_outputs): the one place that knows all layers."""
+    """The hidden layer of the nets of that name in benchmark.py, (batch, n) -> (batch, nb_outputs)."""
     if name == "standard_nn":
         return torch.nn.Linear(n, nb_outputs, device=device)
     if name == "rank_1":
@@ -201,7 +200,7 @@ def main():
     torch.set_num_threads(nb_threads or torch.get_num_threads())
     if device != "cpu":
         torch.cuda.set_device(torch.device(device).index or 0)  # the one that a Timer waits for
-    path = Path(__file__).resolve().parent / Path(result_file).expanduser()
+    path = Path(__file__).resolve().parent / hyperparameters["result_file"]
     keep_file(path)
     result = {"hyperparameters": hyperparameters,
               "environment": {**get_environment(device), "nb_threads": torch.get_num_threads(),

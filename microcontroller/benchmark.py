@@ -37,7 +37,7 @@ from datasets import load_pendigits_data, load_shuffled_data, take_share
 from microcontroller.c_export import export_to_c
 from microcontroller.emulated_core import CORES, measure_calls
 from model_training import get_loss_and_accuracy, get_nb_model_parameters
-from plot_results import ResultFigure, get_family_style
+from plot_results import ResultFigure, get_family_style, save_figure
 
 # ======================================================================================================================
 # Hyperparameters; those that are not here are those of benchmark.py
@@ -104,7 +104,8 @@ def measure(hyperparameters):
             for row, module, X, labels in tqdm(make_cases(hyperparameters), "nets and their C code", disable=None):
                 header = Path(folder, f"{len(tasks)}.h")
                 export_to_c(module, header)
-                source = f'#include "{header.name}"\nint run(const float *x, float *y) {{ net_scores(x, y); return 0; }}'
+                source = (f'#include "{header.name}"\n'
+                          f'int run(const float *x, float *y) {{ net_scores(x, y); return 0; }}')
                 with torch.no_grad():
                     scores = getattr(module, "scores", module)(X).numpy()  # a layer's are its outputs
                 row.update(parameters=get_nb_model_parameters(module), multiply_adds=int(re.search(
@@ -216,7 +217,7 @@ def main():
     keep_file(path)
     save_results(result, path)
     print(format_table(result["rows"]))
-    plot_microcontroller(result).savefig(path.with_suffix(".png"))
+    save_figure(plot_microcontroller(result), path.with_suffix(".png"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the study shows: results.json with all numbers; docs/results.md, made of them and results_template.md; figures."""
+"""What the study shows: all numbers in results.json; docs/results.md, of them and results_template.md; figures."""
 
 import json
 from itertools import product

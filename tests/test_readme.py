@@ -1,4 +1,4 @@
-"""What README.md and docs/running.md show runs: the layer in a folder with exactly the files named, own data and nets."""
+"""What README.md and docs/running.md show runs: the layer in a folder with the files named, own data and nets."""
 
 import re
 import shutil
