@@ -84,12 +84,6 @@ def test_arrays_of_any_type_that_fit_become_float32_and_int64_in_their_order(loa
         assert array.dtype == dtype and array.dtype.isnative and array.flags.c_contiguous
 
 
-def test_images_keep_their_shape_and_the_test_data_may_lack_a_class():
-    images = np.zeros((4, 1, 28, 28))
-    X, _, X_test, _ = check_data(load_with(X_train=images, X_test=images[:1], y_test=[1]))
-    assert X.shape == (4, 1, 28, 28) and X_test.shape == (1, 1, 28, 28)
-
-
 @pytest.mark.parametrize("loaded, message", [
     ((X_TRAIN, X_TEST, Y_TRAIN, Y_TEST), "must return (X_train, y_train), (X_test, y_test)"),
     (load_with(X_train=np.where(X_TRAIN == 7, nan, X_TRAIN)), "X_train, y_train: Input X_train contains NaN"),

@@ -88,8 +88,3 @@ def test_what_cannot_work_is_named_before_anything_runs(path, monkeypatch, capsy
     monkeypatch.setattr(speed_benchmark, "keep_file", None)
     assert speed_benchmark.main() == 2
     assert str(value).strip("[]") in capsys.readouterr().err
-
-
-def test_threads_are_told_how_long_to_spin_before_torch_is_imported():
-    before, _, after = Path(speed_benchmark.__file__).read_text(encoding="utf-8").partition('("GOMP_SPINCOUNT", ')
-    assert "\nimport torch\n" in after and "\nfrom benchmark" not in before
