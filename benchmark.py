@@ -4,7 +4,6 @@
 `benchmark_result.p` and `benchmark_result.png` beside this script. Started again it resumes or extends what is there.
 """
 
-import hashlib
 import inspect
 import re
 import signal
@@ -20,9 +19,10 @@ import torch
 
 from benchmark_results import ResultsFile, digest_arrays, digest_code, get_environment, lock_results
 from checks import check_choice, check_distinct, check_integers, check_script_hyperparameters
-from datasets import (get_loading_functions_by_name, load_cifar10_data, load_digits_data, load_hand_posture_data,
-                      load_mnist_data, load_pendigits_data, load_shuffled_data, take_share)
+from datasets import (derive_seed, get_loading_functions_by_name, load_cifar10_data, load_digits_data,
+                      load_hand_posture_data, load_mnist_data, load_pendigits_data, load_shuffled_data, take_share)
 from model_training import (check_training_hyperparameters, get_loss_and_accuracy, get_nb_model_parameters, train_model)
+from monarchmodels import MonarchTHLConvNet, MonarchTHLFFNN
 from plot_results import draw_figures, format_summary_table, plot_accuracy
 from rank1models import Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SSSTHLConvNet, TwoHiddenLayeredSSNet
@@ -31,7 +31,8 @@ from standardmodels import StandardTHLConvNet, StandardTHLFFNN
 # ======================================================================================================================
 # Hyperparameters
 
-# what is run; the paper's data sets: load_pendigits_data, load_hand_posture_data, load_mnist_data, load_cifar10_data
+# what is run; the paper's data sets: load_pendigits_data, load_hand_posture_data, load_mnist_data, load_cifar10_data;
+# further names: ss_d_dim, rank_r, monarch_b, standard_as_ss_d, standard_scaled_p with other numbers, see MODEL_FAMILIES
 dataset_loading_functions = [load_digits_data]
 model_names = ["standard_nn", "ss_1_dim", "ss_2_dim", "ss_3_dim", "ss_4_dim", "ss_5_dim", "rank_1"]
 nb_iterations = 5  # repetitions of each training, with other initial weights, validation splits and shuffles
@@ -53,6 +54,7 @@ min_number_training_epochs = 200
 max_number_training_epochs = None  # None as in the paper: no limit
 standardise_inputs = False  # True: features, or channels of images, to mean 0 and deviation 1 over the share's samples
 softmax_twice = True  # as in the paper; False: cross-entropy of the probabilities themselves
+restore_best_weights = False  # as in the paper: the last ones are tested; True: those of the best validation accuracy
 seed = 0  # everything random derives from it and the run's identity
 
 # where and how; none of these changes results, but for rounding on another device or number of threads
@@ -70,11 +72,16 @@ FOLDER = Path(__file__).resolve().parent
 
 # pattern of the results key -> net for vectors, net for images, their further arguments
 MODEL_FAMILIES = {
-    r"standard_nn": (StandardTHLFFNN, StandardTHLConvNet, lambda match, hyperparameters: {}),
+    r"standard_nn": (StandardTHLFFNN, StandardTHLConvNet, lambda match, _: {}),
     r"ss_([1-9]\d*)_dim": (TwoHiddenLayeredSSNet, SSSTHLConvNet, lambda match, hyperparameters: {
         "statespace_dim": int(match[1]), "input_output_dim": hyperparameters["inputoutput_dim"],
         "initialisation": hyperparameters["initialisation"]}),
-    r"rank_1": (Rank1THLFFNN, Rank1THLConvNet, lambda match, hyperparameters: {}),
+    r"rank_([1-9]\d*)": (Rank1THLFFNN, Rank1THLConvNet, lambda match, _: {"rank": int(match[1])}),
+    r"monarch_([1-9]\d*)": (MonarchTHLFFNN, MonarchTHLConvNet, lambda match, _: {"nb_blocks": int(match[1])}),
+    # controls: a dense matrix that starts as the one of ss_d_dim, or as a Glorot-uniform one scaled by so many per cent
+    r"standard_as_ss_([1-9]\d*)": (TwoHiddenLayeredSSNet, SSSTHLConvNet, lambda match, hyperparameters: {
+        **find_family(f"ss_{match[1]}_dim")[1][2](match, hyperparameters), "is_dense": True}),
+    r"standard_scaled_(\d+)": (StandardTHLFFNN, StandardTHLConvNet, lambda match, _: {"scale": int(match[1]) / 100}),
 }
 
 
@@ -107,10 +114,7 @@ def main(hyperparameters=None):  # as of get_hyperparameters, which None calls
     except KeyboardInterrupt:
         print(f"interrupted; {path.name} has all finished runs, the same command continues the sweep", file=sys.stderr)
         return 130
-    try:
-        draw_figures(results_file.results, path, [plot_accuracy])
-    except Exception as problem:  # whatever it is, the results are safe and matter more
-        print(f"no figure: {describe(problem)}", file=sys.stderr)
+    draw_figures(results_file.results, path, [plot_accuracy])
     print(format_summary_table(results_file.results))
     return 1 if results_file.results["failures"] else 0
 
@@ -133,11 +137,6 @@ def run_missing(results_file, dataset, load, hyperparameters, cluster):
                 results_file.add(run, result)
             else:
                 results_file.add_failure(result, *run)
-
-
-def derive_seed(*identity):
-    """A seed (int, 32 bits) that depends on the identity of what it is for, plain values, and on nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:4], "little")
 
 
 def make_net(run, sample_shape, nb_classes, hyperparameters):

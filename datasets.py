@@ -8,6 +8,7 @@ interrupted download leaves no half file, what is there is never replaced, and s
 """
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -144,6 +145,11 @@ def is_image_dataset(loading_function):
 
 
 # ---- preparing what was loaded ----
+
+def derive_seed(*identity):
+    """A seed (int, 32 bits) that depends on the identity of what it is for, plain values, and on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:4], "little")
+
 
 def load_shuffled_data(load_data, datasets_folder, seed):
     """X_train, y_train, X_test, y_test, checked; the training data shuffled once, so that shares of it are nested.

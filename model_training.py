@@ -1,7 +1,7 @@
 """The training protocol of the paper, for any net that returns class probabilities.
 
 15 % of the samples are split off for validation. An epoch shuffles the rest, takes Adam steps on batches of it, then
-records loss and accuracy on all of it and the accuracy on the validation part. The weights of the last epoch stay.
+records loss and accuracy on all of it and the accuracy on the validation part.
 
 Two things make this fast and change nothing but rounding. A batch passes through the net in parts that fit the
 processor's cache, whose gradients add up. And where an epoch is one batch, as in the paper, the pass that makes the
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from checks import check_choice, check_finite_numbers, check_integers
@@ -27,7 +26,7 @@ SMALLEST_PASS = 1024  # samples; fewer would spend their time on calls
 
 def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=1000, use_Adam=True,
                 min_accuracy_improvement=5e-4, patience=10, min_number_training_epochs=200, *,
-                max_number_training_epochs=None, softmax_twice=True, seed=None):
+                max_number_training_epochs=None, softmax_twice=True, restore_best_weights=False, seed=None):
     """Train a net in place, on the device and in the dtype of its parameters.
 
     Training stops after an epoch if more than min_number_training_epochs and more than 2 patience epochs are done and
@@ -40,6 +39,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     :param use_Adam: plain stochastic gradient descent if False
     :param max_number_training_epochs: stop there in any case; None as in the paper: no limit
     :param softmax_twice: False: the loss is the cross-entropy of the probabilities themselves
+    :param restore_best_weights: True: the net ends with the weights of the first epoch of the best validation accuracy
     :param seed: int from 0 to 2 ** 32 - 1 that the split and all shuffles derive from, so that they repeat; None draws
         one from torch's global generator
     :return: training_loss_history, accuracy_history, val_accuracy_history: lists of floats, one per epoch
@@ -49,14 +49,15 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     check_training_hyperparameters(learning_rate, batch_size, use_Adam, min_accuracy_improvement, patience,
-                                   min_number_training_epochs, max_number_training_epochs, softmax_twice)
+                                   min_number_training_epochs, max_number_training_epochs, softmax_twice,
+                                   restore_best_weights)
     if seed is None:
         seed = torch.randint(2 ** 31, (), device="cpu").item()
     training_part, validation_part = train_test_split(np.arange(len(X_train_np)), test_size=VALIDATION_SHARE,
                                                       random_state=seed)
     nb_training = len(training_part)
     X, y = _to_tensors(model, X_train_np, Y_train_np, np.concatenate((training_part, validation_part)))
-    model = model if softmax_twice else _NetWithoutSoftmax(model)
+    predict = _get_predict(model, softmax_twice)
 
     # The fused implementation does the same arithmetic in one call for all parameters.
     optimizer = (torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True) if use_Adam
@@ -67,28 +68,34 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     histories = [], [], []  # of the training loss, the accuracy, the validation accuracy
     optimizer.zero_grad()  # of what the caller has left
     if is_one_batch:
-        evaluate(model, X, y, nb_training, pass_size, add_gradients=True)
+        evaluate(model, predict, X, y, nb_training, pass_size, add_gradients=True)
     while not _is_finished(histories[2], min_accuracy_improvement, patience, min_number_training_epochs,
                            max_number_training_epochs):
         if is_one_batch:  # its gradient comes from the evaluation before, whatever the order of the samples
             optimizer.step()
         else:
-            train_epoch(model, X[:nb_training], y[:nb_training], optimizer, batch_size, shuffles,
+            train_epoch(model, predict, X[:nb_training], y[:nb_training], optimizer, batch_size, shuffles,
                         pass_size if is_same_in_training else int(batch_size))  # statistics are of a whole batch
         optimizer.zero_grad()
-        for history, value in zip(histories, evaluate(model, X, y, nb_training, pass_size, is_one_batch)):
+        for history, value in zip(histories, evaluate(model, predict, X, y, nb_training, pass_size, is_one_batch)):
             history.append(value)
         if not math.isfinite(histories[0][-1]):
             raise FloatingPointError(f"the training loss is {histories[0][-1]} after epoch {len(histories[0])}; "
                                      f"try a learning_rate below {learning_rate:g}")
+        if restore_best_weights and histories[2][-1] > max(histories[2][:-1], default=-1):
+            best_weights = copy.deepcopy(model.state_dict())
+    if restore_best_weights:
+        model.load_state_dict(best_weights)
     return histories
 
 
 def check_training_hyperparameters(learning_rate, batch_size, use_Adam, min_accuracy_improvement, patience,
-                                   min_number_training_epochs, max_number_training_epochs, softmax_twice):
+                                   min_number_training_epochs, max_number_training_epochs, softmax_twice,
+                                   restore_best_weights):
     """Raise ValueError for the first hyperparameter of train_model that is out of range."""
     check_choice("use_Adam", use_Adam, (True, False))
     check_choice("softmax_twice", softmax_twice, (True, False))
+    check_choice("restore_best_weights", restore_best_weights, (True, False))
     check_integers(batch_size=batch_size, patience=patience)
     check_integers(0, min_number_training_epochs=min_number_training_epochs)
     if max_number_training_epochs is not None:
@@ -98,9 +105,10 @@ def check_training_hyperparameters(learning_rate, batch_size, use_Adam, min_accu
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
 
 
-def train_epoch(model, X, y, optimizer, batch_size, shuffles, pass_size):
+def train_epoch(model, predict, X, y, optimizer, batch_size, shuffles, pass_size):
     """One pass over the tensors X (N, ...) and y (N,) in shuffled batches, one step of the optimizer per batch.
 
+    :param predict: the model, or what of it get_loss is applied to
     :param shuffles: torch.Generator on the CPU that the order of the samples is drawn from
     :param pass_size: samples that go through the net at a time
     """
@@ -108,22 +116,20 @@ def train_epoch(model, X, y, optimizer, batch_size, shuffles, pass_size):
     for batch in torch.randperm(len(X), generator=shuffles, device="cpu").to(X.device).split(int(batch_size)):
         optimizer.zero_grad()
         for part in batch.split(pass_size):
-            (get_loss(y[part], model(X[part])) * (len(part) / len(batch))).backward()
+            (get_loss(y[part], predict(X[part])) * (len(part) / len(batch))).backward()
         optimizer.step()
 
 
-def evaluate(model, X, y, nb_training, pass_size, add_gradients):
+def evaluate(model, predict, X, y, nb_training, pass_size, add_gradients):
     """(loss and accuracy on the first nb_training samples, accuracy on the others or NaN if there are none), floats.
 
-    :param X, y: tensors (N, ...) and (N,)
-    :param pass_size: samples that go through the net at a time
-    :param add_gradients: add the gradients of the loss to those of the parameters
+    :param add_gradients: add the gradients of the loss to those of the parameters; the others as for train_epoch
     """
     loss, is_right = torch.zeros((), device=X.device), []
     for start, X_part, y_part in zip(range(0, len(X), pass_size), X.split(pass_size), y.split(pass_size)):
         nb_with_loss = min(max(nb_training - start, 0), len(X_part))
         with _evaluating(model), torch.set_grad_enabled(add_gradients and nb_with_loss > 0):
-            y_pred = model(X_part)
+            y_pred = predict(X_part)
             if nb_with_loss:
                 part = get_loss(y_part[:nb_with_loss], y_pred[:nb_with_loss]) * (nb_with_loss / nb_training)
                 loss = loss + part.detach()
@@ -134,19 +140,12 @@ def evaluate(model, X, y, nb_training, pass_size, add_gradients):
     return loss.item(), is_right[:nb_training].mean().item(), is_right[nb_training:].mean().item()
 
 
-class _NetWithoutSoftmax(nn.Module):
-    """A net up to its softmax; get_loss of its outputs is the cross-entropy of the net's probabilities, whose
+def _get_predict(model, softmax_twice):
+    """The net, or the net up to its softmax: get_loss of that is the cross-entropy of the probabilities, whose
     logarithms would have no gradient where one is rounded to 0, as happens with raw inputs."""
-
-    def __init__(self, net):
-        super().__init__()
-        if not hasattr(net, "scores"):
-            raise ValueError(f"softmax_twice=False needs a net with a method scores, softmax left out; got {type(net)}")
-        self.net = net
-        self.train(net.training)
-
-    def forward(self, X):
-        return self.net.scores(X)
+    if not softmax_twice and not hasattr(model, "scores"):
+        raise ValueError(f"softmax_twice=False needs a net with a method scores, softmax left out; got {type(model)}")
+    return model if softmax_twice else model.scores
 
 
 @contextmanager
@@ -209,8 +208,8 @@ def get_loss_and_accuracy(model, X, y_true, *, softmax_twice=True):
     :raises ValueError: samples or labels that do not fit
     """
     X, y_true = _to_tensors(model, X, y_true, np.arange(len(X)))
-    model = model if softmax_twice else _NetWithoutSoftmax(model)
-    return evaluate(model, X, y_true, len(X), _get_pass_size(model, X), add_gradients=False)[:2]
+    predict = _get_predict(model, softmax_twice)
+    return evaluate(model, predict, X, y_true, len(X), _get_pass_size(model, X), add_gradients=False)[:2]
 
 
 def get_nb_model_parameters(model, count_gradientless_parameters=True):

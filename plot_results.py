@@ -364,12 +364,20 @@ FIGURES = {plot_accuracy: "", plot_differences: "_differences", plot_learning_cu
 
 
 def draw_figures(results, path, plots=tuple(FIGURES)):
-    """Write figures beside the file of the results, no differences if there is no dense net; paths of the pictures."""
-    pictures = {plot: Path(path).with_name(f"{Path(path).stem}{FIGURES[plot]}.png") for plot in plots
-                if plot is not plot_differences or DENSE in results["model_names"]}
-    for plot, picture in pictures.items():
-        save_figure(plot(results), picture)
-    return list(pictures.values())
+    """Write figures beside the file of the results, no differences if there is no dense net; paths of the pictures.
+
+    One that cannot be drawn costs a message: the results are safe and matter more.
+    """
+    pictures = []
+    for plot in plots:
+        if plot is not plot_differences or DENSE in results["model_names"]:
+            picture = Path(path).with_name(f"{Path(path).stem}{FIGURES[plot]}.png")
+            try:
+                save_figure(plot(results), picture)
+                pictures.append(picture)
+            except Exception as problem:  # matplotlib raises any, e.g. without the LaTeX that a user's settings ask for
+                print(f"no {picture.name}: {type(problem).__name__}: {problem}", file=sys.stderr)
+    return pictures
 
 
 def main(arguments=None):

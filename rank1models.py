@@ -1,4 +1,4 @@
-"""The nets of the benchmark with a hidden matrix of rank 1: the lower end of what structure can save."""
+"""The nets of the benchmark with a hidden matrix of low rank: of rank 1, the lower end of what structure can save."""
 
 import torch
 from torch import nn
@@ -9,20 +9,20 @@ from standardmodels import ConvNet, FeedForwardNet
 
 
 class Rank1Layer(nn.Module):
-    """y = (u v1) v2 + bias: a weight matrix of rank 1; (..., size) -> (..., output_size).
+    """y = (u v1) v2 + bias: a weight matrix of rank 1, or of another rank; (..., size) -> (..., output_size).
 
-    v1 (size, 1), v2 (1, output_size) and bias (output_size,) are Glorot-uniform; output_size None means size.
+    v1 (size, rank), v2 (rank, output_size) and bias (output_size,) are Glorot-uniform; output_size None means size.
 
-    :raises ValueError: a size is not a positive integer
+    :raises ValueError: a size or the rank is not a positive integer
     """
 
-    def __init__(self, size, output_size=None, bias=True, *, device=None, dtype=None):
+    def __init__(self, size, output_size=None, bias=True, *, rank=1, device=None, dtype=None):
         super().__init__()
         output_size = size if output_size is None else output_size
-        check_integers(size=size, output_size=output_size)
-        self.size, self.output_size = size, output_size
-        self.v1 = nn.Parameter(torch.empty(size, 1, device=device, dtype=dtype))
-        self.v2 = nn.Parameter(torch.empty(1, output_size, device=device, dtype=dtype))
+        check_integers(size=size, output_size=output_size, rank=rank)
+        self.size, self.output_size, self.rank = size, output_size, rank
+        self.v1 = nn.Parameter(torch.empty(size, rank, device=device, dtype=dtype))
+        self.v2 = nn.Parameter(torch.empty(rank, output_size, device=device, dtype=dtype))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(output_size, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
@@ -38,25 +38,27 @@ class Rank1Layer(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self):
-        return f"size={self.size}, output_size={self.output_size}, bias={self.bias is not None}"
+        return f"size={self.size}, output_size={self.output_size}, rank={self.rank}, bias={self.bias is not None}"
 
 
 class Rank1THLFFNN(FeedForwardNet):
-    """Net for vectors with two hidden layers of neurons, joined by a matrix of rank 1: the benchmark's `rank_1`.
+    """Net for vectors with two hidden layers of neurons, joined by a matrix of low rank: the benchmark's `rank_r`.
 
     :param nb_hidden_layers: see StandardTHLFFNN
     """
 
-    def __init__(self, input_size, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
+    def __init__(self, input_size, output_size, hidden_layer_size, *, rank=1, nb_hidden_layers=2, device=None,
+                 dtype=None):
         super().__init__(input_size, output_size, hidden_layer_size,
-                         lambda: Rank1Layer(hidden_layer_size, device=device, dtype=dtype), nb_hidden_layers,
-                         device=device, dtype=dtype)
+                         lambda: Rank1Layer(hidden_layer_size, rank=rank, device=device, dtype=dtype),
+                         nb_hidden_layers, device=device, dtype=dtype)
 
 
 class Rank1THLConvNet(ConvNet):
-    """Net for images with two hidden layers of neurons, joined by a matrix of rank 1; parameters as above."""
+    """Net for images with two hidden layers of neurons, joined by a matrix of low rank; parameters as above."""
 
-    def __init__(self, input_shape, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
+    def __init__(self, input_shape, output_size, hidden_layer_size, *, rank=1, nb_hidden_layers=2, device=None,
+                 dtype=None):
         super().__init__(input_shape, lambda nb_features: Rank1THLFFNN(
-            nb_features, output_size, hidden_layer_size, nb_hidden_layers=nb_hidden_layers, device=device,
+            nb_features, output_size, hidden_layer_size, rank=rank, nb_hidden_layers=nb_hidden_layers, device=device,
             dtype=dtype), device=device, dtype=dtype)

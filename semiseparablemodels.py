@@ -140,6 +140,14 @@ class SemiseparableLayer(nn.Module):
             parameter.requires_grad_((linear.bias if name == "bias" else linear.weight).requires_grad)
         return layer.train(linear.training)
 
+    def to_linear(self):
+        """The nn.Linear of the same map, with parameters of its own; draws no random numbers."""
+        linear = nn.Linear(self.input_size, self.output_size, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.to_matrix().detach())
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone())
+        return linear
+
     @torch.no_grad()
     def _set_parameters(self, values):
         for name, parameter in self.named_parameters(recurse=False):
@@ -385,21 +393,26 @@ class TwoHiddenLayeredSSNet(FeedForwardNet):
 
     :param statespace_dim, input_output_dim, initialisation: see SemiseparableLayer
     :param nb_hidden_layers: another number than the paper's two
+    :param is_dense: a control: dense hidden matrices that start as those SSS matrices, `standard_as_ss_d`
     """
 
     def __init__(self, input_size, output_size, hidden_layer_size, statespace_dim=1, input_output_dim=1, *,
-                 nb_hidden_layers=2, initialisation="realisation", device=None, dtype=None):
-        super().__init__(input_size, output_size, hidden_layer_size, lambda: SemiseparableLayer(
-            hidden_layer_size, statespace_dim, input_output_dim, output_size=hidden_layer_size,
-            initialisation=initialisation, device=device, dtype=dtype), nb_hidden_layers, device=device, dtype=dtype)
+                 nb_hidden_layers=2, initialisation="realisation", is_dense=False, device=None, dtype=None):
+        def make_hidden_layer():
+            layer = SemiseparableLayer(
+                hidden_layer_size, statespace_dim, input_output_dim, output_size=hidden_layer_size,
+                initialisation=initialisation, device=device, dtype=dtype)
+            return layer.to_linear() if is_dense else layer
+        super().__init__(input_size, output_size, hidden_layer_size, make_hidden_layer, nb_hidden_layers,
+                         device=device, dtype=dtype)
 
 
 class SSSTHLConvNet(ConvNet):
     """Net for images with two hidden layers of neurons, joined by an SSS matrix; parameters as above."""
 
     def __init__(self, input_shape, output_size, hidden_layer_size, statespace_dim=1, input_output_dim=1, *,
-                 nb_hidden_layers=2, initialisation="realisation", device=None, dtype=None):
+                 nb_hidden_layers=2, initialisation="realisation", is_dense=False, device=None, dtype=None):
         super().__init__(input_shape, lambda nb_features: TwoHiddenLayeredSSNet(
-            nb_features, output_size, hidden_layer_size, statespace_dim, input_output_dim,
+            nb_features, output_size, hidden_layer_size, statespace_dim, input_output_dim, is_dense=is_dense,
             nb_hidden_layers=nb_hidden_layers, initialisation=initialisation, device=device, dtype=dtype),
             device=device, dtype=dtype)

@@ -36,6 +36,7 @@ from benchmark import get_hyperparameters, make_net
 from benchmark_results import Run, get_environment, keep_file, save_results
 from checks import check_integers, check_script_hyperparameters
 from model_training import train_model
+from monarchmodels import MonarchLayer
 from plot_results import ResultFigure, get_family_style, save_figure
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
@@ -86,12 +87,14 @@ def make_layer(name, n, nb_outputs):
     """The hidden layer of the nets of that name in benchmark.py, (batch, n) -> (batch, nb_outputs)."""
     if name == "standard_nn":
         return torch.nn.Linear(n, nb_outputs, device=device)
-    if name == "rank_1":
-        return Rank1Layer(n, nb_outputs, device=device)
+    if match := re.fullmatch(r"rank_([1-9]\d*)", name):
+        return Rank1Layer(n, nb_outputs, rank=int(match[1]), device=device)
+    if match := re.fullmatch(r"monarch_([1-9]\d*)", name):
+        return MonarchLayer(n, int(match[1]), output_size=nb_outputs, device=device)
     if match := re.fullmatch(r"ss_([1-9]\d*)_dim", name):
         # Drawn directly, which takes no time; that of a product does not depend on how the layer was drawn.
         return SemiseparableLayer(n, int(match[1]), output_size=nb_outputs, initialisation="direct", device=device)
-    raise ValueError(f"layers are named standard_nn, ss_1_dim, ss_2_dim, ... and rank_1, got {name!r}")
+    raise ValueError(f"layers are named standard_nn, ss_1_dim, ..., rank_1, ... and monarch_2, ..., got {name!r}")
 
 
 def make_timer(run, name, layer, batch_size, n, nb_outputs):

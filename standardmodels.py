@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from checks import check_integers
+from realisation import get_random_glorot_uniform_matrix
 
 
 class FeedForwardNet(nn.Module):
@@ -101,12 +102,21 @@ class ConvNet(nn.Module):
 
 
 class StandardFFNN(FeedForwardNet):
-    """Net for vectors with dense layers; `nb_hidden_layers` of `hidden_layer_size` neurons each."""
+    """Net for vectors with dense layers; `nb_hidden_layers` of `hidden_layer_size` neurons each.
 
-    def __init__(self, input_size, output_size, hidden_layer_size, nb_hidden_layers, *, device=None, dtype=None):
-        super().__init__(input_size, output_size, hidden_layer_size,
-                         lambda: nn.Linear(hidden_layer_size, hidden_layer_size, device=device, dtype=dtype),
-                         nb_hidden_layers, device=device, dtype=dtype)
+    :param scale: factor of Glorot-uniform hidden matrices, with which they start; None: they start as torch draws them
+    """
+
+    def __init__(self, input_size, output_size, hidden_layer_size, nb_hidden_layers, *, scale=None, device=None,
+                 dtype=None):
+        def make_hidden_layer():
+            layer = nn.Linear(hidden_layer_size, hidden_layer_size, device=device, dtype=dtype)
+            if scale is not None:
+                with torch.no_grad():
+                    layer.weight.copy_(scale * get_random_glorot_uniform_matrix(layer.weight.shape))
+            return layer
+        super().__init__(input_size, output_size, hidden_layer_size, make_hidden_layer, nb_hidden_layers,
+                         device=device, dtype=dtype)
 
 
 class StandardSLFFNN(StandardFFNN):
@@ -119,17 +129,21 @@ class StandardSLFFNN(StandardFFNN):
 class StandardTHLFFNN(StandardFFNN):
     """StandardFFNN with two hidden layers of neurons, joined by one dense matrix: the benchmark's `standard_nn`.
 
+    :param scale: see StandardFFNN; the benchmark's `standard_scaled_p`
     :param nb_hidden_layers: another number than the paper's two
     """
 
-    def __init__(self, input_size, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
-        super().__init__(input_size, output_size, hidden_layer_size, nb_hidden_layers, device=device, dtype=dtype)
+    def __init__(self, input_size, output_size, hidden_layer_size, *, scale=None, nb_hidden_layers=2, device=None,
+                 dtype=None):
+        super().__init__(input_size, output_size, hidden_layer_size, nb_hidden_layers, scale=scale, device=device,
+                         dtype=dtype)
 
 
 class StandardTHLConvNet(ConvNet):
     """Net for images with two hidden layers of neurons, joined by a dense matrix; parameters as above."""
 
-    def __init__(self, input_shape, output_size, hidden_layer_size, *, nb_hidden_layers=2, device=None, dtype=None):
+    def __init__(self, input_shape, output_size, hidden_layer_size, *, scale=None, nb_hidden_layers=2, device=None,
+                 dtype=None):
         super().__init__(input_shape, lambda nb_features: StandardTHLFFNN(
-            nb_features, output_size, hidden_layer_size, nb_hidden_layers=nb_hidden_layers, device=device,
-            dtype=dtype), device=device, dtype=dtype)
+            nb_features, output_size, hidden_layer_size, scale=scale, nb_hidden_layers=nb_hidden_layers,
+            device=device, dtype=dtype), device=device, dtype=dtype)

@@ -29,6 +29,7 @@ from benchmark_results import written_beside
 from checks import check_finite
 from microcontroller.c_code import CFunction, join, write_copy, write_header, write_loop, write_product, write_test
 from model_training import get_nb_model_parameters
+from monarchmodels import MonarchLayer
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
 from standardmodels import ConvFeatureExtractorBase, ConvNet, FeedForwardNet
@@ -48,7 +49,7 @@ def export_to_c(module, path, name="net", sample_inputs=None):
     Images are channels-first. Headers for the same file need names that differ in more than upper and lower case. The
     same net gives the same file.
 
-    :param module: a net of the benchmark, or an nn.Linear, SemiseparableLayer or Rank1Layer; its weights, of any
+    :param module: a net of the benchmark, or an nn.Linear or the layer of a family; its weights, of any
         floating-point dtype, are rounded to float32
     :param path: of the header, which appears complete or not at all and replaces an older one
     :param name: C identifier with which all names begin
@@ -132,10 +133,29 @@ def _write_linear(layer, name, finish):
 
 def _write_rank1(layer, name, finish):
     v1, v2, bias = _get_arrays(layer, "v1", "v2", "bias")
-    weights, lines = join(write_product("s = u v1", "s", v1.T, {"u": v1.size}),
-                          write_product("y = s v2", "y", v2.T, {"s": 1}, bias, finish=finish))
-    return ("Rank1Layer", v1.size, v2.size, v1.size + v2.size, {f"{name}_weights": weights},
-            ["float s[1];", f"w = {name}_weights;", *lines], 1)
+    (nb_inputs, rank), nb_outputs = v1.shape, v2.shape[1]
+    weights, lines = join(write_product("s = u v1", "s", v1.T, {"u": nb_inputs}),
+                          write_product("y = s v2", "y", v2.T, {"s": rank}, bias, finish=finish))
+    return ("Rank1Layer", nb_inputs, nb_outputs, v1.size + v2.size, {f"{name}_weights": weights},
+            [f"float s[{rank}];", f"w = {name}_weights;", *lines], rank)
+
+
+def _write_monarch(layer, name, finish):
+    R, L, bias = _get_arrays(layer, "R", "L", "bias")
+    b, q, p = R.shape
+    biases = [None] * q if bias is None else bias.reshape(q, b)
+    first = [write_product("t = R_k u_k", "t", R_k, {"u": p}) for R_k in R]
+    second = [write_product("y_k = L_k s_k", "y", L_k, {"s": b}, bias_k, finish=finish)
+              for L_k, bias_k in zip(L, biases)]
+
+    def write_first(k, _):  # and the transposition of the grid
+        return [*first[0][1], *write_loop("i", q, 1, lambda i, _: [f"v[{b} * {i} + {k}] = t[{i}];"]), f"u += {p};"]
+
+    lines = [f"float t[{q}], v[{b * q}];", "const float *s = v;", f"w = {name}_weights;",
+             *write_loop("k", b, 1, write_first),
+             *write_loop("k", q, 1, lambda k, _: [*second[0][1], f"s += {b};", f"y += {b};"])]
+    return ("MonarchLayer", b * p, b * q, R.size + L.size, {f"{name}_weights": join(*first, *second)[0]}, lines,
+            q + b * q)
 
 
 def _write_semiseparable(layer, name, finish):
@@ -204,7 +224,8 @@ def _merge(first, second):
                   E=E1 @ E2, F=np.hstack((F1, E1 @ F2)), G=np.vstack((G1 @ E2, G2)))
 
 
-_WRITERS = {nn.Linear: _write_linear, SemiseparableLayer: _write_semiseparable, Rank1Layer: _write_rank1}
+_WRITERS = {nn.Linear: _write_linear, SemiseparableLayer: _write_semiseparable, Rank1Layer: _write_rank1,
+            MonarchLayer: _write_monarch}
 
 
 def _write_feature_extractor(extractor, name):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import benchmark
+import plot_results
 from benchmark_results import Run, load_results
 from datasets import (load_cifar10_data, load_digits_data, load_hand_posture_data, load_mnist_data, load_pendigits_data,
                       load_shuffled_data)
@@ -132,8 +133,8 @@ def test_results_have_all_documented_keys(sweep, tmp_path):
     assert set(results) == {
         "dataset_names", "model_names", "nb_iterations", "nb_neurons_list", "training_set_shares", "learning_rate",
         "batch_size", "use_Adam", "patience", "min_accuracy_improvement", "min_number_training_epochs",
-        "max_number_training_epochs", "standardise_inputs", "softmax_twice", "nb_hidden_layers", "inputoutput_dim",
-        "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
+        "max_number_training_epochs", "standardise_inputs", "softmax_twice", "restore_best_weights",
+        "nb_hidden_layers", "inputoutput_dim", "initialisation", "seed", "datasets_folder", "device", "nb_jobs",
         "nb_threads_per_run", "dask_scheduler_address", "environment", "failures", "digits"}
     run = results["digits"][0.05]["ss_2_dim"][6][1]
     assert set(run) == {"training_loss_history", "accuracy_history", "val_accuracy_history", "test_loss",
@@ -162,17 +163,19 @@ def test_every_family_trains_an_epoch_on_each_of_the_papers_datasets(load_data, 
     assert nb_finished_runs(tmp_path / "benchmark_result.p") == 7
 
 
-def test_a_family_is_named_by_its_state_dimension_and_nets_by_depth_and_stage_size():
+@pytest.mark.parametrize("name, expected", [
+    ("standard_nn", dict(in_features=12)), ("ss_3_dim", dict(statespace_dim=3, inputoutput_dim=2)),
+    ("ss_16_dim", dict(statespace_dim=16)), ("rank_1", dict(rank=1)), ("rank_10", dict(rank=10)),
+    ("monarch_4", dict(nb_blocks=4)), ("standard_as_ss_3", dict(in_features=12)),
+    ("standard_scaled_0", dict(in_features=12))])
+def test_the_name_of_a_family_says_what_its_hidden_layers_are(name, expected):
     hyperparameters = dict(benchmark.get_hyperparameters(), nb_hidden_layers=3, inputoutput_dim=2)
     for shape in ((16,), (1, 28, 28)):
-        nets = {name: benchmark.make_net(Run("digits", 1.0, name, 12, 0), shape, 10, hyperparameters)
-                for name in ("standard_nn", "ss_3_dim", "ss_16_dim", "rank_1")}
-        for name, net in nets.items():
-            hidden_layers = (net if len(shape) == 1 else net.vector_net).hidden_layers
-            assert len(hidden_layers) == 2
-            if name.startswith("ss"):
-                assert {(layer.statespace_dim, layer.inputoutput_dim) for layer in hidden_layers} == {
-                    (int(name.split("_")[1]), 2)}
+        net = benchmark.make_net(Run("digits", 1.0, name, 12, 0), shape, 10, hyperparameters)
+        layers = getattr(net, "vector_net", net).hidden_layers
+        assert len(layers) == 2 and all({key: getattr(layer, key) for key in expected} == expected for layer in layers)
+        weights = [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
+        assert all(weight.any() != (name == "standard_scaled_0") for weight in weights)
 
 
 def load_own_data(datasets_folder):
@@ -274,12 +277,12 @@ def test_a_complete_sweep_trains_nothing_and_deletes_nothing_even_if_its_figure_
     before = results()
     figure = (tmp_path / "benchmark_result.png").read_bytes()
     monkeypatch.setattr(benchmark, "make_runs", None)  # would fail if called
-    monkeypatch.setattr(benchmark, "draw_figures", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(plot_results, "save_figure", lambda *arguments: 1 / 0)
     capsys.readouterr()
     assert sweep() == 0
     captured = capsys.readouterr()
     assert "complete" in captured.out and "standard_nn" in captured.out and results() == before
-    assert "no figure: ZeroDivisionError" in captured.err
+    assert "no benchmark_result.png: ZeroDivisionError" in captured.err
     assert (tmp_path / "benchmark_result.png").read_bytes() == figure
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from microcontroller.c_export import _get_merged_stages, export_to_c
+from monarchmodels import MonarchLayer
 from rank1models import Rank1Layer, Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLayeredSSNet
 from sss_reference import dense_matrix, make_layer
@@ -48,7 +49,10 @@ MODULES = {
     "sss_column": (lambda: sss(9, 2, output_size=1), (9,)),
     "sss_padding": (lambda: with_padding(sss(40, 3)), (40,)),
     "rank_1": (lambda: Rank1Layer(40), (40,)),
-    "rank_1_wide": (lambda: Rank1Layer(7, 11, bias=False), (7,)),
+    "rank_3_wide": (lambda: Rank1Layer(7, 11, bias=False, rank=3), (7,)),
+    "monarch": (lambda: MonarchLayer(60, 5), (60,)),
+    "monarch_narrow": (lambda: MonarchLayer(60, 2, output_size=4, bias=False), (60,)),
+    "monarch_one_block": (lambda: MonarchLayer(6, 1), (6,)),
 }
 TOLERANCE = 2e-5  # relative to the largest score
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("g++"), reason="no GCC on this machine")
@@ -220,7 +224,7 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
 
 @pytest.mark.parametrize("make, arguments, message", [
     (lambda: nn.Sequential(nn.Linear(6, 4)), {},
-     "cannot write Sequential, only Linear, SemiseparableLayer, Rank1Layer, FeedForwardNet"),
+     "cannot write Sequential, only Linear, SemiseparableLayer, Rank1Layer, MonarchLayer, FeedForwardNet"),
     (lambda: OtherForward(6, 4, 9), {}, "cannot write OtherForward"),
     (lambda: replace(ffnn(), "hidden_layers.0", nn.LayerNorm(9)), {}, "cannot write LayerNorm (hidden_layers.0)"),
     (lambda: replace(ffnn(), "output_layer", nn.Linear(8, 4)), {}, "hidden_layers.0 has 9 outputs, but output_layer"),

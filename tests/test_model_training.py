@@ -62,7 +62,7 @@ def train(net=None, data=None, **settings):
 
 def plain_training(model, X, y, learning_rate=1e-3, batch_size=1000, use_Adam=True, min_accuracy_improvement=5e-4,
                    patience=10, min_number_training_epochs=200, *, max_number_training_epochs=math.inf,
-                   softmax_twice=True, seed):
+                   softmax_twice=True, restore_best_weights=False, seed):
     """What train_model does, one thing after the other."""
     X_train, X_val, y_train, y_val = train_test_split(X, y, test_size=0.15, random_state=seed)
     dtype = next(model.parameters()).dtype
@@ -70,7 +70,7 @@ def plain_training(model, X, y, learning_rate=1e-3, batch_size=1000, use_Adam=Tr
     y_train, y_val = torch.tensor(y_train), torch.tensor(y_val)
     optimizer = (torch.optim.Adam if use_Adam else torch.optim.SGD)(model.parameters(), lr=learning_rate)
     shuffles = torch.Generator().manual_seed(seed)
-    losses, accuracies, val_accuracies = [], [], []
+    losses, accuracies, val_accuracies, weights = [], [], [], []
     get_loss = functional.cross_entropy if softmax_twice else lambda p, y: -p[range(len(y)), y].log().mean()
     while True:
         model.train()
@@ -84,12 +84,15 @@ def plain_training(model, X, y, learning_rate=1e-3, batch_size=1000, use_Adam=Tr
         losses.append(get_loss(y_pred, y_train).item())
         accuracies.append((y_pred.argmax(1) == y_train).double().mean().item())
         val_accuracies.append((y_val_pred.argmax(1) == y_val).double().mean().item())
+        weights.append(copy.deepcopy(model.state_dict()))
         nb_epochs = len(losses)
         if nb_epochs >= max_number_training_epochs:
             break
         if nb_epochs > min_number_training_epochs and nb_epochs > 2 * patience:
             if max(val_accuracies[-patience:]) < max(val_accuracies[:-patience]) + min_accuracy_improvement:
                 break
+    if restore_best_weights:
+        model.load_state_dict(weights[int(np.argmax(val_accuracies))])  # of equal ones the first
     return losses, accuracies, val_accuracies
 
 
@@ -146,6 +149,15 @@ def test_training_in_special_cases_equals_the_protocol_written_plainly(case):
 def test_nets_with_dropout_batch_norm_and_frozen_parameters_train(layer, nb_samples, batch_size):
     net = make_net_with(layer).eval()  # trains in training mode all the same
     train_as_plainly(net, make_data(nb_samples), batch_size=batch_size, max_number_training_epochs=4)
+
+
+@pytest.mark.parametrize("settings", [dict(batch_size=7), {}, dict(softmax_twice=False)])
+def test_the_weights_of_the_best_epoch_are_restored_and_the_history_stays_whole(settings):
+    net = make_net(TwoHiddenLayeredSSNet, dtype=torch.float64)
+    _, _, val_accuracies = train_as_plainly(net, make_data(), learning_rate=0.03, max_number_training_epochs=20,
+                                            restore_best_weights=True, **settings)
+    best = max(val_accuracies)
+    assert len(val_accuracies) == 20 and val_accuracies.count(best) > 1 and val_accuracies.index(best) < 19
 
 
 def test_gradients_left_from_before_have_no_influence():
@@ -335,7 +347,7 @@ def test_samples_and_labels_that_do_not_fit_are_named_before_training_changes_an
 @pytest.mark.parametrize("name, value", [
     ("learning_rate", 0), ("learning_rate", math.nan), ("batch_size", 0), ("patience", 0),
     ("min_number_training_epochs", -1), ("max_number_training_epochs", 0), ("min_accuracy_improvement", math.nan),
-    ("use_Adam", "no"), ("softmax_twice", "yes"), ("seed", -1)])
+    ("use_Adam", "no"), ("softmax_twice", "yes"), ("restore_best_weights", None), ("seed", -1)])
 def test_hyperparameters_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name.replace('seed', 'random_state')}.*{re.escape(repr(value))}"):
         train(**{name: value})

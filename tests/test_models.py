@@ -1,4 +1,4 @@
-"""Facts about the nets: standardmodels.py, rank1models.py and the nets of semiseparablemodels.py."""
+"""Facts about the nets: standardmodels.py, rank1models.py, monarchmodels.py and the nets of semiseparablemodels.py."""
 
 import re
 from functools import partial
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from model_training import get_nb_model_parameters
+from monarchmodels import MonarchLayer, MonarchTHLConvNet, MonarchTHLFFNN
 from rank1models import Rank1Layer, Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import ConvFeatureExtractorBase, StandardFFNN, StandardSLFFNN, StandardTHLConvNet, StandardTHLFFNN
@@ -16,8 +18,8 @@ from standardmodels import ConvFeatureExtractorBase, StandardFFNN, StandardSLFFN
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGE = (2, 28, 28)
-VECTOR_NETS = [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN]
-IMAGE_NETS = [StandardTHLConvNet, SSSTHLConvNet, Rank1THLConvNet]
+VECTOR_NETS = [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN, partial(MonarchTHLFFNN, nb_blocks=3)]
+IMAGE_NETS = [StandardTHLConvNet, SSSTHLConvNet, Rank1THLConvNet, partial(MonarchTHLConvNet, nb_blocks=3)]
 # Function that makes a net with 9 hidden neurons and 4 classes, shape of one sample
 EVERY_NET = pytest.mark.parametrize("make, shape", [*((partial(net, 6, 4, 9), (6,)) for net in VECTOR_NETS),
                                                     *((partial(net, IMAGE, 4, 9), IMAGE) for net in IMAGE_NETS)])
@@ -46,10 +48,10 @@ def test_standard_net_is_a_chain_of_dense_layers_with_relu_between(net, nb_hidde
 
 
 @pytest.mark.parametrize("sizes, makers", [(6, VECTOR_NETS), (IMAGE, IMAGE_NETS)], ids=["vectors", "images"])
-def test_the_three_nets_differ_in_the_hidden_layers_only(sizes, makers):
+def test_the_nets_differ_in_the_hidden_layers_only(sizes, makers):
     nets = [make(sizes, 4, 9, nb_hidden_layers=3) for make in makers]
     vector_nets = [getattr(net, "vector_net", net) for net in nets]
-    for net, kind in zip(vector_nets, (nn.Linear, SemiseparableLayer, Rank1Layer)):
+    for net, kind in zip(vector_nets, (nn.Linear, SemiseparableLayer, Rank1Layer, MonarchLayer)):
         assert [type(layer) for layer in net.hidden_layers] == [kind, kind]
     X = 10 * torch.randn(5, *np.atleast_1d(sizes))
     for net, vector_net in zip(nets, vector_nets):
@@ -90,13 +92,59 @@ def test_features_of_images_are_those_of_the_definition(shape, nb_features):
     assert extractor.out_dim == nb_features == ConvFeatureExtractorBase(np.zeros(shape)).out_dim
 
 
-@pytest.mark.parametrize("outputs, bias", [(4000, True), (4, False)])
-def test_rank_1_layer_is_its_dense_matrix_with_glorot_uniform_parameters(outputs, bias):
-    layer, u = Rank1Layer(4000, outputs, bias), torch.randn(2, 3, 4000)
-    torch.testing.assert_close(layer(u), u @ (layer.v1 * layer.v2) + (layer.bias if bias else 0), rtol=1e-3, atol=1e-3)
-    shapes = {"v1": (4000, 1), "v2": (1, outputs), **({"bias": (outputs,)} if bias else {})}
-    assert {name: (*value.shape,) for name, value in layer.named_parameters()} == shapes
-    limit = (6 / 4001) ** 0.5
+def assert_is_dense_matrix(layer, make_matrix):
+    """y = W u + bias, with every gradient that autograd gives with the dense W (outputs, inputs)."""
+    u = torch.randn(2, 3, make_matrix().shape[1], dtype=torch.float64)
+    tensors = u.requires_grad_(), *layer.parameters()
+    expected = u @ make_matrix().T + (0 if layer.bias is None else layer.bias)
+    grad_y = torch.randn_like(expected)
+    torch.testing.assert_close(layer(u), expected)
+    for gradients in zip(*(torch.autograd.grad(y, tensors, grad_y) for y in (layer(u), expected))):
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("n, outputs, bias, rank", [(9, 9, True, 1), (9, 4, False, 1), (6, 11, True, 3)])
+def test_low_rank_layer_is_its_dense_matrix(n, outputs, bias, rank):
+    layer = Rank1Layer(n, outputs, bias, rank=rank, dtype=torch.float64)
+    assert_is_dense_matrix(layer, lambda: sum(torch.outer(layer.v2[r], layer.v1[:, r]) for r in range(rank)))
+    assert get_nb_model_parameters(layer) == rank * (n + outputs) + outputs * bias
+
+
+@pytest.mark.parametrize("n, outputs, bias, b", [(12, 12, True, 3), (12, 12, True, 1), (12, 4, False, 4), (6, 9, True, 3)])
+def test_monarch_layer_is_its_dense_matrix(n, outputs, bias, b):
+    layer = MonarchLayer(n, b, output_size=outputs, bias=bias, dtype=torch.float64)
+    p, q = n // b, outputs // b
+
+    def make_matrix():
+        P = torch.zeros(outputs, outputs, dtype=torch.float64)
+        for k in range(b):
+            for i in range(q):
+                P[i * b + k, k * q + i] = 1  # entry i of block k of R goes to entry k of block i of L
+        return torch.block_diag(*layer.L) @ P @ torch.block_diag(*layer.R)
+
+    assert_is_dense_matrix(layer, make_matrix)
+    assert get_nb_model_parameters(layer) == b * q * p + q * b * b + outputs * bias
+
+
+def test_monarch_matrices_start_with_the_variance_of_glorot_uniform_ones():
+    layer = MonarchLayer(600, 20, output_size=400, bias=False)
+    assert layer(torch.eye(600)).square().mean().item() == pytest.approx(2 / 1000, rel=0.05)
+
+
+def test_the_control_starts_as_the_semiseparable_net_of_the_same_seed_and_the_scaled_one_as_a_fraction_of_glorot():
+    nets = []
+    for is_dense in (False, True):
+        torch.manual_seed(1)
+        nets.append(TwoHiddenLayeredSSNet(6, 4, 30, 2, is_dense=is_dense))
+    X = 10 * torch.randn(20, 6)
+    torch.testing.assert_close(nets[1](X), nets[0](X))
+    assert get_nb_model_parameters(nets[1]) == get_nb_model_parameters(StandardTHLFFNN(6, 4, 30))
+    weight = StandardTHLFFNN(6, 4, 500, scale=0.25).hidden_layers[0].weight
+    assert weight.std().item() == pytest.approx(0.25 * (1 / 500) ** 0.5, rel=0.02)
+
+
+def test_rank_1_layer_has_glorot_uniform_parameters():
+    layer, limit = Rank1Layer(4000), (6 / 4001) ** 0.5
     assert 0.99 * limit < layer.v1.abs().max() <= limit
     assert layer.v1.square().mean().item() == pytest.approx(limit ** 2 / 3, rel=0.1)
 
@@ -104,6 +152,7 @@ def test_rank_1_layer_is_its_dense_matrix_with_glorot_uniform_parameters(outputs
 @pytest.mark.parametrize("call, message", [
     (lambda: StandardTHLFFNN(0, 4, 9), "input_size must be an integer of 1 or more, got 0"),
     (lambda: StandardFFNN(6, 4, 9, 0), "nb_hidden_layers must be"), (lambda: Rank1Layer(0), "size must be"),
+    (lambda: MonarchLayer(12, 5), "nb_blocks 5 must divide both sizes, got 12 and 12"),
     (lambda: StandardTHLConvNet((28, 28), 4, 9), "(28, 28)"), (lambda: StandardTHLConvNet((0, 28, 28), 4, 9), "(0, 28"),
     (lambda: StandardTHLConvNet((28, 28, 1), 4, 9), "(28, 28, 1); X.transpose(0, 3, 1, 2) puts channels first"),
     (lambda: StandardTHLConvNet((1, 26, 28), 4, 9), "26 x 28 are too small"),
