@@ -171,19 +171,6 @@ def test_code_has_no_variables_outside_of_functions_and_needs_no_library(exporte
         assert all(call.startswith(name) for call in {*re.findall(r"(\w+)\(", text)} - {"for", "if"})
 
 
-def test_equal_nets_and_samples_of_any_type_give_the_same_file_and_leave_the_net_as_it_was(tmp_path):
-    (net, other), X = (TwoHiddenLayeredSSNet(6, 4, 9, 2) for _ in range(2)), torch.arange(12).reshape(2, 6)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    for i, samples in enumerate((X, X.numpy().astype(np.uint8), X.double().tolist())):
-        export_to_c(net, tmp_path / f"{i}.h", sample_inputs=samples)
-    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    export_to_c(other, tmp_path / "other.h", sample_inputs=X)
-    other.load_state_dict(before)
-    export_to_c(other, str(tmp_path / "equal.h"), sample_inputs=X)
-    files = [(tmp_path / f"{name}.h").read_bytes() for name in ("0", "1", "2", "equal", "other")]
-    assert files[0] == files[1] == files[2] == files[3] != files[4]
-
-
 @pytest.mark.parametrize("sizes", [(40, 1), (50, 5), (48, 4, 2), (16, 3), (12, 30), (6, 2, 6)])
 def test_merged_stages_represent_the_same_matrix_with_no_more_entries_than_it_or_the_layer(sizes):
     for output_size in (sizes[0], 2 * sizes[0] + 3):

@@ -277,10 +277,3 @@ def test_every_loading_function_has_its_name_and_only_mnist_and_cifar10_are_imag
 def test_what_is_no_function_with_such_a_name_is_shown_with_the_remedy(unknown):
     with pytest.raises(ValueError, match=re.escape(repr(unknown)) + "; write def load_NAME_data"):
         datasets.get_dataset_name_for_loading_function(unknown)
-
-
-def test_two_functions_of_one_name_are_named():
-    two = [datasets.load_mnist_data, datasets.load_digits_data]
-    assert datasets.get_loading_functions_by_name(two) == dict(zip(["mnist", "digits"], two))
-    with pytest.raises(ValueError, match="two functions load_mnist_data"):
-        datasets.get_loading_functions_by_name([*two, datasets.load_mnist_data])

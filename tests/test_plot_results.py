@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from scipy import stats
 
 import plot_results
@@ -204,14 +204,6 @@ def test_legend_and_panels_overlap_nothing_and_are_inside_the_figure(plot):
     boxes = [figure.legends[0].get_window_extent(), *(ax.get_tightbbox() for ax in figure.axes)]
     assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
-
-
-def test_styles_are_distinct_and_do_not_depend_on_the_process():
-    names = [*SIZES, *COMING, *(f"ss_{d}_dim" for d in (6, 7, *range(9, 33)))]
-    assert len({tuple(get_family_style(name).values()) for name in names}) == len(names)
-    lightness = [sum(to_rgb(get_family_style(f"ss_{d}_dim")["color"])) for d in range(6, 33)]
-    assert lightness == sorted(set(lightness))  # the more state dimensions beyond the paper's, the lighter
-    assert get_family_style("my_own") == {"color": "#56b4e9", "marker": "<"}  # by hash() it would vary
 
 
 def test_figures_are_the_same_bytes_every_time_and_without_a_dense_net_there_are_no_differences(tmp_path):

@@ -86,16 +86,6 @@ def test_any_leading_batch_shape_works(shape, chunk_size):
 
 
 @EVERY_CHUNKING
-def test_input_need_not_be_contiguous_and_output_is(chunk_size):
-    layer, batch = make_layer(22, 2), random_batch(44, 6)
-    for u in (batch[:22].T, batch.T[:, 5:27], batch[:22, :1].T.expand(3, 22), batch.T[::2, ::2]):
-        y = layer(u)
-        assert y.is_contiguous()
-        assert_equal(y, layer.recursion(u.contiguous()))
-        assert_equal(layer(u.unsqueeze(1).expand(-1, 4, -1))[:, 2], y)
-
-
-@EVERY_CHUNKING
 def test_state_dict_has_the_eight_parameters_and_copies_compute_the_same(chunk_size):
     layer, u, file = make_layer(22, 2), random_batch(5, 22), io.BytesIO()
     expected, state_dict = layer(u).detach(), layer.state_dict()
