@@ -132,6 +132,8 @@ def _prepare_processes(stack, data):
     stack.callback(lambda: [process.kill() for process in set(multiprocessing.active_children()) - others])
     start_fork_server()
     context = multiprocessing.get_context(START_METHOD)
+    with _hidden_main_module():  # and wait for the fork server: interrupted meanwhile, a worker would say so at length
+        context.Process(target=int).start()
 
     def open_worker():  # a pool of one process: if that is killed, no other run is lost with its own
         return _Worker(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)).submit, files)
