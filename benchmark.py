@@ -197,7 +197,8 @@ def check_hyperparameters(hyperparameters):
     for share in checked["training_set_shares"]:
         if not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise ValueError(f"training_set_shares must be in (0, 1], got {share!r}")
-    checked["training_set_shares"] = [float(share) for share in checked["training_set_shares"]]  # 1 is the same as 1.0
+    shares = checked["training_set_shares"] = [float(f"{share:.6g}") for share in checked["training_set_shares"]]
+    check_distinct("training_set_shares", shares)  # 1 is the same as 1.0, and 0.1 the same in float32
     check_integers(nb_jobs=1 if checked["nb_jobs"] == -1 else checked["nb_jobs"], **{name: checked[name] for name in (
         "nb_iterations", "nb_hidden_layers", "inputoutput_dim", "nb_threads_per_run")})
     for nb_neurons in checked["nb_neurons_list"]:
