@@ -264,7 +264,7 @@ def test_changed_data_and_code_are_noticed_even_if_all_runs_are_there(sweep, res
 
     sweep(dataset_loading_functions=[load_digits_data])
     assert "the data of digits have changed" in capsys.readouterr().out and results() != before
-    monkeypatch.setitem(benchmark.MODEL_FAMILIES, r"rank_1", benchmark.MODEL_FAMILIES[r"standard_nn"])
+    monkeypatch.setitem(benchmark.MODEL_FAMILIES, r"rank_([1-9]\d*)", benchmark.MODEL_FAMILIES["standard_nn"])
     sweep(dataset_loading_functions=[load_digits_data])
     out = capsys.readouterr().out
     assert "4 of 6 runs are there, 2 to do; the code of rank_1 has changed; the old file is kept as" in out

@@ -122,9 +122,8 @@ def test_training_equals_the_protocol_written_plainly(make, settings):
 CASES = {
     "batches of one sample": dict(batch_size=1),
     "batches in float32": dict(batch_size=7, dtype=torch.float32),
-    "gradient descent on all samples": dict(use_Adam=False, learning_rate=0.5),
+    "gradient descent": dict(use_Adam=False, batch_size=np.int64(7), learning_rate=np.float64(0.5)),
     "one epoch": dict(max_number_training_epochs=1, min_number_training_epochs=0),
-    "NumPy numbers": dict(batch_size=np.int64(7), patience=np.int32(2), learning_rate=np.float64(0.03)),
     "two samples, one to validate": dict(nb_samples=2),
     "one hidden neuron": dict(hidden_layer_size=1),  # an SSS layer with one stage has states without entries
     "batches of several passes": dict(nb_samples=101, batch_size=40),
@@ -223,7 +222,7 @@ def test_global_generators_matter_without_a_seed_only():
     assert states == [torch.manual_seed(3).get_state().tolist(), np.random.get_state()[1].tolist()]
 
 
-@pytest.mark.filterwarnings("error")  # torch warns if it shares a read-only array, as joblib's and broadcast_to's are
+@pytest.mark.filterwarnings("error")  # torch warns if it shares a read-only array, as broadcast_to's is
 @pytest.mark.parametrize("convert", [
     lambda X, y: (X.astype(np.int64), y.astype(np.uint8)), lambda X, y: (np.broadcast_to(X, X.shape), y.tolist()),
     lambda X, y: (X.astype(">f8"), y.astype(">i2")), lambda X, y: (X[::-1, ::-1].copy()[::-1, ::-1], y),
