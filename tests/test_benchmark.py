@@ -321,7 +321,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
 @pytest.mark.parametrize("hyperparameters, message", [
     (dict(dataset_loading_functions=[np.load]), "a data set needs a function named like load_digits_data"),
     (dict(dataset_loading_functions=load_digits_data), "dataset_loading_functions must be a list in brackets"),
-    (dict(training_set_shares=[0.1, np.float32(0.1)]), "training_set_shares must be a list in brackets, [ ], of one entry or more"),
+    (dict(training_set_shares=[0.1, np.float32(0.1)]), "training_set_shares must be a list in brackets"),
     (dict(training_set_shares=[1.5]), "training_set_shares must be in (0, 1], got 1.5"),
     (dict(model_names=["standard_nn", "ss1_dim"]), "unknown name in model_names: 'ss1_dim'"),
     (dict(nb_neurons_list=[50, 0]), "nb_neurons_list must be an integer of 1 or more, got 0"),
