@@ -249,8 +249,9 @@ def _plot_against_size(results, points, runs, x_format, x_label, y_label, legend
     """
     names, widths = list(points["model_name"].unique()), results["nb_neurons_list"]
     blocks, nb_shares = list(points.groupby(["dataset", "share"], sort=False)), len(results["training_set_shares"])
+    is_grid = 1 < nb_shares == len(blocks) / points["dataset"].nunique()  # a row per dataset, a column per share
     figure = _new_figure(
-        [f"{dataset}\ntraining share {share:g}" for (dataset, share), _ in blocks], nb_shares if nb_shares > 1 else 4,
+        [f"{dataset}\ntraining share {share:g}" for (dataset, share), _ in blocks], nb_shares if is_grid else 4,
         x_label, y_label, legend_title + ("; numbers: neurons" if len(widths) > 1 else f"; {widths[0]} neurons"),
         [Line2D([], [], **get_family_style(name), linestyle="-" if name == DENSE else "none", markersize=7,
                 label=format_family(name)) for name in names])

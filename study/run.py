@@ -55,7 +55,7 @@ SWEEPS = [  # data, protocol, share, numbers of neurons, iterations; the quick o
     make_sweep(datasets.load_pendigits_data, "trained well", 0.1, [50], 40),
     make_sweep(datasets.load_pendigits_data, "trained well", 0.3, [50], 50),
     make_sweep(datasets.load_pendigits_data, "trained well", 1.0, [50], 30),
-    make_sweep(datasets.load_pendigits_data, "as in the paper", 0.1, [50], 100),
+    make_sweep(datasets.load_pendigits_data, "as in the paper", 0.1, [50], 220),
     make_sweep(datasets.load_pendigits_data, "as in the paper", 0.3, [50], 100),
     make_sweep(datasets.load_pendigits_data, "as in the paper", 1.0, [50], 60),
 ]

@@ -1,16 +1,17 @@
+import os
+
+# Small products are no faster on several threads, and far slower when other tests run; read when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
 import semiseparablemodels
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread():
-    """Small products are no faster on several threads, and far slower when other programs run."""
-    nb_threads = torch.get_num_threads()
+    """Whatever a test, or the code that it calls, has set."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(nb_threads)
 
 
 @pytest.fixture

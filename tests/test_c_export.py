@@ -18,7 +18,7 @@ from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLaye
 from sss_reference import dense_matrix, make_layer
 from standardmodels import StandardFFNN, StandardSLFFNN, StandardTHLConvNet, StandardTHLFFNN
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer.* has")]
+pytestmark = pytest.mark.filterwarnings("ignore:SemiseparableLayer.* has")
 
 IMAGE = (2, 27, 34)  # 27 x 34 -> stride 2: 12 x 15 -> pool: 6 x 7 -> kernel 5: 2 x 3 -> pool: 1 x 1
 sss = partial(make_layer, dtype=torch.float32)

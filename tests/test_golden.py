@@ -12,7 +12,7 @@ from semiseparablemodels import SemiseparableLayer, TwoHiddenLayeredSSNet
 from sss_reference import STATE_MATRICES, dense_matrix, load_stages, stages_of
 from standardmodels import StandardTHLFFNN
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
+pytestmark = pytest.mark.filterwarnings("ignore:SemiseparableLayer")
 
 GOLDEN_FOLDER = Path(__file__).resolve().parent / "golden"
 EVERY_LAYER = pytest.mark.parametrize("file", [

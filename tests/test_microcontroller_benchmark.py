@@ -26,7 +26,7 @@ TINY = dict(model_names=["standard_nn", "ss_1_dim"], nb_neurons_list=[8, 16], ne
 
 
 @pytest.fixture
-def result_file(monkeypatch, tmp_path, one_thread):
+def result_file(monkeypatch, tmp_path):
     for name, value in {**TINY, "dataset_loading_functions": [load_digits_data],
                         "result_file": str(tmp_path / "micro.p")}.items():
         assert name in script.HYPERPARAMETERS

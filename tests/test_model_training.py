@@ -19,8 +19,6 @@ from rank1models import Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import StandardTHLFFNN
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NB_CLASSES = 3
 FAMILIES = pytest.mark.parametrize("make", [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN])
 PASS_SIZE = 16  # so that batches of 34 samples and evaluations of 40 take several passes

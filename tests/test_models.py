@@ -15,8 +15,6 @@ from rank1models import Rank1Layer, Rank1THLConvNet, Rank1THLFFNN
 from semiseparablemodels import SemiseparableLayer, SSSTHLConvNet, TwoHiddenLayeredSSNet
 from standardmodels import ConvFeatureExtractorBase, StandardFFNN, StandardSLFFNN, StandardTHLConvNet, StandardTHLFFNN
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IMAGE = (2, 28, 28)
 VECTOR_NETS = [StandardTHLFFNN, TwoHiddenLayeredSSNet, Rank1THLFFNN, partial(MonarchTHLFFNN, nb_blocks=3)]
 IMAGE_NETS = [StandardTHLConvNet, SSSTHLConvNet, Rank1THLConvNet, partial(MonarchTHLConvNet, nb_blocks=3)]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -90,27 +91,33 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.fixture
+def short_folder():
+    """Unlike tmp_path: the fork server needs the name of a socket there, of at most 100 characters."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("start_method, signal_number", [
     ("forkserver", signal.SIGINT), ("forkserver", signal.SIGTERM), ("forkserver", signal.SIGKILL),
     ("spawn", signal.SIGINT)])  # as on Windows
 def test_a_script_without_main_guard_that_is_interrupted_or_killed_leaves_no_process_and_no_file(
-        start_method, signal_number, tmp_path):
+        start_method, signal_number, tmp_path, short_folder):
     (tmp_path / "script.py").write_text(SCRIPT_WITHOUT_MAIN_GUARD)
     (tmp_path / "module.py").write_text(MODULE)
-    (tmp_path / "temporary").mkdir()
     process = subprocess.Popen(
         [sys.executable, tmp_path / "script.py", start_method], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / "temporary")})
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(short_folder)})
     assert all(int(process.stdout.readline()) != process.pid for _ in range(3))
-    assert list((tmp_path / "temporary").glob("parallel_runs_*/0.npy"))
+    assert list(short_folder.glob("parallel_runs_*/0.npy"))
     # As a terminal does it, Ctrl-C reaches the workers as well.
     os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(signal_number)
     assert process.wait() == (-9 if signal_number == signal.SIGKILL else 130)
     output, errors = process.communicate()  # returns when all who could write there have ended
     assert output == "" and "Traceback" not in errors
     deadline = time.monotonic() + 30
-    while list((tmp_path / "temporary").glob("parallel_runs_*")):
+    while list(short_folder.glob("parallel_runs_*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

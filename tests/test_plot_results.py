@@ -189,11 +189,14 @@ def test_learning_curves_are_medians_and_ranges_with_stopped_runs_held_at_their_
 
 def test_there_is_a_panel_per_dataset_and_share_with_runs_and_those_of_a_row_share_the_vertical_axis():
     results = make_results(["a", "b"], [0.1, 1.0])
-    results["c"], results["dataset_names"] = {1.0: results["b"].pop(0.1)}, ["a", "b", "c", "d"]
-    for plot in (plot_accuracy, plot_differences):
-        axes = plot(results).axes
-        assert [ax.get_title().replace("\ntraining share", "") for ax in axes] == ["a 0.1", "a 1", "b 1", "c 1"]
-        assert [axes[0].get_shared_y_axes().joined(axes[0], ax) for ax in axes] == [True, True, False, False]
+    other = {**make_results(["a", "b"], [0.1, 1.0]), "dataset_names": ["a", "b", "c", "d"]}
+    other["c"] = {1.0: other["b"].pop(0.1)}
+    for plot, (shown, titles, joined) in itertools.product((plot_accuracy, plot_differences), (
+            (results, ["a 0.1", "a 1", "b 0.1", "b 1"], [True, True, False, False]),  # a row per dataset
+            (other, ["a 0.1", "a 1", "b 1", "c 1"], [True] * 4))):
+        axes = plot(shown).axes
+        assert [ax.get_title().replace("\ntraining share", "") for ax in axes] == titles
+        assert [axes[0].get_shared_y_axes().joined(axes[0], ax) for ax in axes] == joined
     assert len(plot_learning_curves(results).axes) == 4 * len(SIZES)
 
 

@@ -12,7 +12,7 @@ from realisation import get_random_glorot_uniform_matrix, get_stage_dims, hankel
 from semiseparablemodels import SemiseparableLayer
 from sss_reference import assert_equal, dense_matrix, make_layer, random_batch, stages_of
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
+pytestmark = pytest.mark.filterwarnings("ignore:SemiseparableLayer")
 
 ROW, COLUMN = torch.arange(12.).double()[:, None], torch.arange(12.).double()
 LOW_RANK = random_batch(100, 2) @ random_batch(2, 100, seed=3)

@@ -11,8 +11,6 @@ from semiseparablemodels import SemiseparableLayer
 from sss_reference import (assert_equal, assert_outputs_and_gradients_equal, dense_matrix, make_layer,
                            outputs_and_gradients, random_batch)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Most tests take 22 inputs: asked for chunks of 3 they get chunks of 4 stages, the last one with two empty ones.
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], indirect=True)
 # One chunk; four uneven ones, the last of a single stage

@@ -20,7 +20,7 @@ from sss_reference import (STATE_MATRICES, assert_equal, assert_outputs_and_grad
                            true_shapes)
 from standardmodels import StandardTHLFFNN
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:SemiseparableLayer")]
+pytestmark = pytest.mark.filterwarnings("ignore:SemiseparableLayer")
 
 # inputs, outputs, statespace_dim, inputoutput_dim: one stage and more, states larger than the layer, uneven splits
 EVERY_SIZE = pytest.mark.parametrize("n, outputs, d, m", [

@@ -18,7 +18,7 @@ TINY = dict(layer_names=LAYERS, nb_neurons_list=[16, 8], rectangular_sizes=[[9, 
 
 
 @pytest.fixture
-def path(monkeypatch, tmp_path, one_thread):
+def path(monkeypatch, tmp_path):
     for name, value in {**TINY, "result_file": str(tmp_path / "speed_result.p")}.items():
         monkeypatch.setattr(speed_benchmark, name, value)
     return tmp_path / "speed_result.p"
