@@ -4,8 +4,7 @@ A run is a hashable tuple with a readable str(). What it does is the caller's bu
 returns its result, a dict, or raises. Workers find make_run by its name, so it is a function of a module, not of the
 script that was started.
 
-Runs go to idle workers, and futures that end come back through a queue. The data are there already: in files that
-processes map into their memory, or on the cluster.
+Runs go to idle workers. The data are there already: in files that processes map into their memory, or on the cluster.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections import deque, namedtuple
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,51 +35,63 @@ def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="r
 
     A run that loses its worker is tried again in the end, alone. Close the iterator, and the workers end.
 
-    :param data: tuple of arrays that all runs share, read-only
-    :param settings: {name: value}, the same for all runs
+    :param runs: list
+    :param data, settings: tuple of arrays, read-only, and {name: value}, the same for all runs
     :param nb_jobs: runs at a time; 1: in this very process, -1: one per core, or as many as the cluster takes
-    :param cluster: what open_cluster gives
-    :param title: what the runs are, on the progress bar
+    :param cluster, title: what open_cluster gives; what the runs are, on the progress bar
     """
     if nb_jobs == -1:
         nb_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         nb_jobs = sum(cluster.nthreads().values()) if cluster else nb_cores
     task = partial(_try_run, make_run=make_run, settings=settings)
-    waiting, in_hand, lost, ended = deque(runs), {}, set(), SimpleQueue()
+    ended, results, in_workers = SimpleQueue(), SimpleQueue(), nb_jobs > 1 or cluster
     with ExitStack() as stack:
-        if cluster:
-            open_worker = partial(_open_place_on_cluster, cluster, data)
-        elif nb_jobs == 1:
-            open_worker = partial(_Worker, _submit_here, data)
-        else:
-            open_worker = _prepare_processes(stack, data)
-        # The places on a cluster are all the same, with one copy of the data.
-        idle = [open_worker()] * nb_jobs if cluster else [open_worker() for _ in range(nb_jobs)]
-        bar = stack.enter_context(tqdm(total=len(waiting), desc=title, unit="run", dynamic_ncols=True, miniters=1,
+        if in_workers:
+            open_worker = partial(_open_place_on_cluster, cluster, data) if cluster else _prepare_processes(stack, data)
+            idle = [open_worker()] * nb_jobs if cluster else [open_worker() for _ in range(nb_jobs)]
+            # In a thread: an interrupt reaches the main one only, where it would leave locks of the futures closed.
+            thread = threading.Thread(target=_hand_out, args=(task, runs, idle, open_worker, ended, results))
+            stack.callback(thread.join)
+            stack.callback(ended.put, None)
+            thread.start()
+        bar = stack.enter_context(tqdm(total=len(runs), desc=title, unit="run", dynamic_ncols=True, miniters=1,
                                        mininterval=0.1 if sys.stderr.isatty() else 60))
-        while waiting or in_hand:
-            while waiting and idle and not (in_hand and waiting[0] in lost):
-                run, worker = waiting.popleft(), idle.pop()
-                with _hidden_main_module():
-                    future = worker.submit(task, run, worker.data)
-                in_hand[future] = run, worker
-                future.add_done_callback(ended.put)
-            future = ended.get()
-            run, worker = in_hand.pop(future)
+        for run in runs:
+            run, result = results.get() if in_workers else (run, task(run, data))
+            bar.update()
+            if not isinstance(result, dict):
+                bar.write(f"{run} failed: {result}", file=sys.stderr)
+            yield run, result
+
+
+def _hand_out(task, runs, idle, open_worker, ended, results):
+    """Give runs to idle workers and put (run, result or reason) into results, until None is among what has ended."""
+    waiting, in_hand, lost = deque(runs), {}, set()
+    while waiting or in_hand:
+        while waiting and idle and not (in_hand and waiting[0] in lost):
+            run, worker = waiting.popleft(), idle.pop()
+            with _hidden_main_module():
+                future = worker.submit(task, run, worker.data)
+            in_hand[future] = run, worker
+            future.add_done_callback(ended.put)
+        if (future := ended.get()) is None:
+            return
+        run, worker = in_hand.pop(future)
+        try:
+            results.put((run, future.result()))
+        except (Exception, asyncio.CancelledError) as problem:  # a task raises none: the worker has died
+            if run in lost:
+                results.put((run, f"its worker died twice, killed or out of memory: {describe(problem)}"))
+            else:
+                lost.add(run)
+                waiting.append(run)
             try:
-                result = future.result()
-            except (Exception, asyncio.CancelledError) as problem:  # a task raises none: the worker has died
-                worker, result = open_worker(), f"its worker died twice, killed or out of memory: {describe(problem)}"
-                if run not in lost:
-                    lost.add(run)
-                    waiting.append(run)
-                    result = None
-            idle.append(worker)
-            if result is not None:
-                bar.update()
-                if not isinstance(result, dict):
-                    bar.write(f"{run} failed: {result}", file=sys.stderr)
-                yield run, result
+                worker = open_worker()
+            except Exception as problem:  # no worker is left on the cluster
+                for run in [*waiting, *(run for run, _ in in_hand.values())]:
+                    results.put((run, describe(problem)))
+                return
+        idle.append(worker)
 
 
 def _try_run(run, data, make_run, settings):
@@ -95,14 +106,7 @@ def _try_run(run, data, make_run, settings):
 
 
 def describe(problem):
-    """Type and message of an exception."""
     return f"{type(problem).__name__}: {problem}"
-
-
-def _submit_here(task, run, data):
-    future = Future()
-    future.set_result(task(run, data))
-    return future
 
 
 # ---- processes on this machine ----
@@ -112,13 +116,10 @@ def start_fork_server(modules=()):
     the named modules, once for all workers, while this process goes on."""
     if START_METHOD == "forkserver":
         from multiprocessing import forkserver
-
         multiprocessing.set_forkserver_preload(list(modules))  # by default it would import the main script
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited: Ctrl-C is for the main process alone
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, handler)
 
 
 def _prepare_processes(stack, data):
@@ -127,16 +128,21 @@ def _prepare_processes(stack, data):
     files = [folder / f"{i}.npy" for i in range(len(data))]
     for file, array in zip(files, data):
         np.save(file, array)
-    # In the end all workers are killed: what they are at then, nobody needs any more.
-    others = set(multiprocessing.active_children())
-    stack.callback(lambda: [process.kill() for process in set(multiprocessing.active_children()) - others])
-    start_fork_server()
-    context = multiprocessing.get_context(START_METHOD)
-    with _hidden_main_module():  # and wait for the fork server: interrupted meanwhile, a worker would say so at length
-        context.Process(target=int).start()
+    others, executors = set(multiprocessing.active_children()), []
+
+    def stop():  # at once: what the workers are at, nobody needs any more
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        for executor in executors:
+            executor.shutdown()
 
     def open_worker():  # a pool of one process: if that is killed, no other run is lost with its own
-        return _Worker(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)).submit, files)
+        context = multiprocessing.get_context(START_METHOD)
+        executors.append(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)))
+        return _Worker(executors[-1].submit, files)
+
+    stack.callback(stop)
+    start_fork_server()
     return open_worker
 
 
@@ -166,12 +172,8 @@ def _end_with_main_process(folder):
 
 @contextmanager
 def open_cluster(scheduler_address):
-    """The Dask cluster that make_runs takes; None if the address is None.
-
-    :raises ImportError: Dask is not installed
-    :raises OSError: there is no scheduler at its address, or it has no workers
-    :raises ValueError: its workers have several threads
-    """
+    """The Dask cluster that make_runs takes; None if the address is None. ImportError without Dask, OSError without a
+    scheduler there or without workers, ValueError for workers with several threads."""
     if scheduler_address is None:
         yield None
         return
@@ -187,12 +189,12 @@ def open_cluster(scheduler_address):
 
 
 def _open_place_on_cluster(client, data):
-    """Dask itself gives the run of a lost worker to others, until it holds that run responsible: KilledWorker."""
+    """All are alike, with one copy of the data. Dask gives the run of a lost worker to others, three times at most."""
     import cloudpickle  # comes with Dask
 
     # The modules of this folder go with the task, for workers elsewhere do not have them.
-    for module in list(sys.modules.values()):
-        if Path(getattr(module, "__file__", None) or "").parent == Path(__file__).parent:
+    for module in [each for each in sys.modules.values() if getattr(each, "__file__", None)]:
+        if Path(module.__file__).parent == Path(__file__).parent:
             cloudpickle.register_pickle_by_value(module)
     client.wait_for_workers(1, timeout=60)
 
