@@ -119,9 +119,7 @@ def test_training_equals_the_protocol_written_plainly(make, settings):
 
 CASES = {
     "batches of one sample": dict(batch_size=1),
-    "batches in float32": dict(batch_size=7, dtype=torch.float32),
     "gradient descent": dict(use_Adam=False, batch_size=np.int64(7), learning_rate=np.float64(0.5)),
-    "one epoch": dict(max_number_training_epochs=1, min_number_training_epochs=0),
     "two samples, one to validate": dict(nb_samples=2),
     "one hidden neuron": dict(hidden_layer_size=1),  # an SSS layer with one stage has states without entries
     "batches of several passes": dict(nb_samples=101, batch_size=40),
