@@ -7,7 +7,6 @@ script that was started.
 Runs go to idle workers. The data are there already: in files that processes map into their memory, or on the cluster.
 """
 
-import asyncio
 import multiprocessing
 import os
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections import deque, namedtuple
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,31 +66,34 @@ def make_runs(make_run, runs, data, settings, nb_jobs=-1, cluster=None, title="r
 def _hand_out(task, runs, idle, open_worker, ended, results):
     """Give runs to idle workers and put (run, result or reason) into results, until None is among what has ended."""
     waiting, in_hand, lost = deque(runs), {}, set()
-    while waiting or in_hand:
-        while waiting and idle and not (in_hand and waiting[0] in lost):
-            run, worker = waiting.popleft(), idle.pop()
-            with _hidden_main_module():
-                future = worker.submit(task, run, worker.data)
-            in_hand[future] = run, worker
-            future.add_done_callback(ended.put)
-        if (future := ended.get()) is None:
-            return
-        run, worker = in_hand.pop(future)
-        try:
-            results.put((run, future.result()))
-        except (Exception, asyncio.CancelledError) as problem:  # a task raises none: the worker has died
-            if run in lost:
-                results.put((run, f"its worker died twice, killed or out of memory: {describe(problem)}"))
-            else:
-                lost.add(run)
-                waiting.append(run)
-            try:
-                worker = open_worker()
-            except Exception as problem:  # no worker is left on the cluster
-                for run in [*waiting, *(run for run, _ in in_hand.values())]:
-                    results.put((run, describe(problem)))
+    try:
+        while waiting or in_hand:
+            while waiting and idle and not (in_hand and waiting[0] in lost):
+                worker = idle.pop()
+                try:
+                    with _hidden_main_module():
+                        future = worker.submit(task, waiting[0], worker.data)
+                except BrokenExecutor:  # it was killed while it had nothing to do
+                    idle.append(open_worker())
+                    continue
+                in_hand[future] = waiting.popleft(), worker
+                future.add_done_callback(ended.put)
+            if (future := ended.get()) is None:
                 return
-        idle.append(worker)
+            run, worker = in_hand.pop(future)
+            try:
+                results.put((run, future.result()))
+            except BaseException as problem:  # a task raises none: the worker has died
+                if run in lost:
+                    results.put((run, f"its worker died twice, killed or out of memory: {describe(problem)}"))
+                else:
+                    lost.add(run)
+                    waiting.append(run)
+                worker = open_worker()
+            idle.append(worker)
+    except BaseException as problem:  # as when no worker is left on the cluster
+        for run in [*waiting, *(run for run, _ in in_hand.values())]:
+            results.put((run, describe(problem)))
 
 
 def _try_run(run, data, make_run, settings):
@@ -140,7 +142,6 @@ def _prepare_processes(stack, data):
         context = multiprocessing.get_context(START_METHOD)
         executors.append(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)))
         return _Worker(executors[-1].submit, files)
-
     stack.callback(stop)
     start_fork_server()
     return open_worker

@@ -237,8 +237,7 @@ def test_a_request_to_terminate_saves_what_is_finished_and_ends_all_trainings(tm
     assert nb_finished_runs(path) >= 3
 
 
-def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(
-        sweep, results, tmp_path, reference, capsys):
+def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(sweep, results, tmp_path, reference, capsys):
     larger = dict(dataset_loading_functions=[load_own_data, load_digits_data], nb_iterations=3,
                   nb_neurons_list=[4, 6], training_set_shares=[0.1, 0.05],
                   model_names=["ss_1_dim", "standard_nn", "ss_2_dim", "rank_1"])
@@ -330,8 +329,7 @@ def test_a_run_that_raises_is_recorded_and_tried_again(sweep, results, monkeypat
     (dict(seed=0.5), "seed must be an integer of 0 or more, got 0.5"),
     (dict(standardise_inputs="no"), "standardise_inputs must be one of True, False, got 'no'"),
     (dict(softmax_twice=2), "softmax_twice must be one of True, False, got 2"),
-    (dict(result_file="r.png"), "result_file must end in .p, got 'r.png'"),
-])
+    (dict(result_file="r.png"), "result_file must end in .p, got 'r.png'")])
 def test_hyperparameters_that_cannot_work_are_named_before_anything_runs(
         hyperparameters, message, sweep, tmp_path, capsys):
     assert sweep(**hyperparameters) == 2

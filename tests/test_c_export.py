@@ -51,8 +51,7 @@ MODULES = {
     "rank_1": (lambda: Rank1Layer(40), (40,)),
     "rank_3_wide": (lambda: Rank1Layer(7, 11, bias=False, rank=3), (7,)),
     "monarch": (lambda: MonarchLayer(60, 5), (60,)),
-    "monarch_narrow": (lambda: MonarchLayer(60, 2, output_size=4, bias=False), (60,)),
-}
+    "monarch_narrow": (lambda: MonarchLayer(60, 2, output_size=4, bias=False), (60,))}
 TOLERANCE = 2e-5  # relative to the largest score
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("g++"), reason="no GCC on this machine")
 RUN = r"""

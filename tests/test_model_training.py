@@ -124,8 +124,7 @@ CASES = {
     "one hidden neuron": dict(hidden_layer_size=1),  # an SSS layer with one stage has states without entries
     "batches of several passes": dict(nb_samples=101, batch_size=40),
     "one batch of many passes": dict(nb_samples=101, batch_size=10 ** 6),
-    "one softmax in batches": dict(softmax_twice=False, batch_size=7),
-}
+    "one softmax in batches": dict(softmax_twice=False, batch_size=7)}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

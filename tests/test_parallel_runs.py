@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_lost_raising_and_deadly_runs_cost_no_other_run(make_runs_in_workers, tm
     assert results.pop(("power", 4)) == "RuntimeError: cosmic ray"
     assert "read-only" in results.pop(("power", 5))
     assert results == {run: RESULTS[run] for run in RUNS if run[1] in (0, 1, 3)}
+
+
+def test_workers_killed_while_idle_are_replaced(monkeypatch):
+    to_break, submit = [True, True], ProcessPoolExecutor.submit
+
+    def submit_unless_broken(*arguments):
+        if to_break:
+            raise BrokenProcessPool(f"a worker was killed while it had nothing to do: {to_break.pop()}")
+        return submit(*arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_unless_broken)
+    assert dict(make_runs(power, RUNS, DATA, {"name": "power"}, 2)) == RESULTS
 
 
 MODULE = """

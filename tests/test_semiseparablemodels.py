@@ -67,8 +67,7 @@ def test_to_matrix_is_the_dense_matrix_and_differentiable(n, outputs, d, m):
 
 
 @pytest.mark.parametrize("n, outputs, d, m, chunk_size", [
-    (2, 2, 1, 1, None), (4, 4, 1, 2, None), (4, 4, 2, 1, 1), (4, 3, 1, 1, 1), (3, 5, 1, 1, 2)],
-    indirect=["chunk_size"])
+    (2, 2, 1, 1, None), (4, 4, 1, 2, None), (4, 4, 2, 1, 1), (4, 3, 1, 1, 1), (3, 5, 1, 1, 2)], indirect=["chunk_size"])
 def test_first_and_second_derivatives_pass_gradcheck(n, outputs, d, m, chunk_size):
     layer = make_layer(n, d, m, output_size=outputs)
     names, values = zip(*layer.named_parameters())
