@@ -38,9 +38,11 @@ MAX_FAILURE_REASONS = 10  # listed beneath the table, the most frequent first
 BLOCK = ["dataset", "share", "nb_neurons"]  # what families are compared within
 IDENTITY = [*BLOCK, "model_name"]  # what the runs of a family have in common
 RUN_COLUMNS = {"dataset": str, "share": float, "nb_neurons": int, "model_name": str, "iteration": int,
-               "nb_model_parameters": int, "nb_epochs": int, "test_accuracy": float, "test_loss": float,
-               "training_time": float}
+               "nb_model_parameters": int, "nb_epochs": int, "best_val_accuracy": float,
+               "test_accuracy": float, "test_loss": float, "training_time": float}
 
+FAMILY_NAMES = {DENSE: "dense", r"ss_(\d+)_dim": r"SSS-\1", r"rank_(\d+)": r"rank \1", r"monarch_(\d+)": r"Monarch \1",
+                r"standard_as_ss_(\d+)": r"dense as SSS-\1", r"standard_scaled_(\d+)": r"dense at \1 %"}
 # All pairs stay apart under simulated protanopia, deuteranopia and tritanopia; the markers serve greyscale.
 FAMILY_STYLES = {
     "standard_nn": {"color": "#000000", "marker": "o"},
@@ -85,8 +87,8 @@ def _get_runs(results):
 
 def results_to_dataframe(results):
     """One row per run with a finite test accuracy, in the order of the sweep; the columns are RUN_COLUMNS."""
-    rows = [(*identity, iteration, run["nb_model_parameters"], len(run["accuracy_history"]), run["test_accuracy"],
-             run["test_loss"], run["training_time"])
+    rows = [(*identity, iteration, run["nb_model_parameters"], len(run["accuracy_history"]),
+             max(run["val_accuracy_history"]), run["test_accuracy"], run["test_loss"], run["training_time"])
             for identity, runs in _get_runs(results)[0].items() for iteration, run in runs.items()]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(RUN_COLUMNS)
 
@@ -168,25 +170,35 @@ def compare_with_dense(results, baseline=DENSE):
         # A column per family, a row per iteration, NaN where one lacks the other.
         accuracies = runs[(runs[BLOCK] == list(key)).all(axis=1)].pivot(
             index="iteration", columns="model_name", values="test_accuracy").reindex(columns=families["model_name"])
-        dense = accuracies[[baseline] * len(families)]
-        with warnings.catch_warnings():  # scipy's, about few pairs and about differences that are all the same
-            warnings.simplefilter("ignore")
-            test = scipy.stats.ttest_rel(accuracies, dense, nan_policy="omit")
-            low, high = test.confidence_interval(1 - SIGNIFICANCE)
-        differences = accuracies - dense.to_numpy()
-        sizes = families.set_index("model_name")["nb_model_parameters"]
-        block = pd.DataFrame({
-            "nb_pairs": differences.count(), "difference_mean": differences.mean(), "interval_low": low,
-            "interval_high": high, "nb_model_parameters": sizes, "parameter_ratio": sizes / sizes[baseline],
-            "p_value": pd.Series(test.pvalue, sizes.index).fillna(1.0),  # where all differences are 0, t is 0 / 0
-        }).drop(baseline)
-        # Holm: the smallest is multiplied by the number of tests, the next by one less, and none gets below another.
-        p_values = block["p_value"][block["nb_pairs"] >= MIN_PAIRS].sort_values()
-        block["p_value"] = (p_values * np.arange(len(p_values), 0, -1)).clip(upper=1).cummax()
-        block["verdict"] = np.where(block["difference_mean"] > 0, "better", "worse")
-        block["verdict"] = block["verdict"].where(block["p_value"] < SIGNIFICANCE, "undecided")
+        sizes = families.set_index("model_name")["nb_model_parameters"].drop(baseline)
+        others = accuracies.drop(columns=baseline)
+        block = compare_in_pairs(others, accuracies[[baseline] * others.shape[1]])
+        block.insert(4, "nb_model_parameters", sizes)
+        block.insert(5, "parameter_ratio", sizes / families["nb_model_parameters"][families["model_name"] == baseline].item())
         blocks.append(families[IDENTITY].merge(block, on="model_name"))
     return pd.concat(blocks, ignore_index=True)
+
+
+def compare_in_pairs(accuracies, baselines):
+    """What compare_with_dense says of differences, one row per column: those of accuracies minus those of baselines.
+
+    :param accuracies, baselines: frames with a row per iteration, of as many columns; of NaN no pair is made
+    """
+    with warnings.catch_warnings():  # scipy's, about few pairs and about differences that are all the same
+        warnings.simplefilter("ignore")
+        test = scipy.stats.ttest_rel(accuracies, baselines.to_numpy(), nan_policy="omit")
+        low, high = test.confidence_interval(1 - SIGNIFICANCE)
+    differences = accuracies - baselines.to_numpy()
+    table = pd.DataFrame({
+        "nb_pairs": differences.count(), "difference_mean": differences.mean(), "interval_low": low,
+        "interval_high": high,  # where all differences are 0, t is 0 / 0
+        "p_value": pd.Series(test.pvalue, differences.columns).fillna(1.0)})
+    # Holm: the smallest is multiplied by the number of tests, the next by one less, and none gets below another.
+    p_values = table["p_value"][table["nb_pairs"] >= MIN_PAIRS].sort_values()
+    table["p_value"] = (p_values * np.arange(len(p_values), 0, -1)).clip(upper=1).cummax()
+    table["verdict"] = np.where(table["difference_mean"] > 0, "better", "worse")
+    table["verdict"] = table["verdict"].where(table["p_value"] < SIGNIFICANCE, "undecided")
+    return table
 
 
 class ResultFigure(Figure):
@@ -198,15 +210,17 @@ class ResultFigure(Figure):
         return buffer.getvalue()
 
 
-def save_figure(figure, path):
+def save_figure(figure, path, dpi=100):
     """Write a figure to a .png file; the same figure gives the same bytes."""
-    figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def format_family(model_name):
-    """A name for readers: "dense", "SSS-2", "rank 1"; others as they are."""
-    name = re.sub(r"^ss_(\d+)_dim$", r"SSS-\1", re.sub(r"^rank_(\d+)$", r"rank \1", model_name))
-    return "dense" if name == DENSE else name
+    """A name for readers, "dense", "SSS-2", "rank 1", "Monarch 5", "dense as SSS-2", "dense at 10 %"; others as they
+    are."""
+    for pattern, name in FAMILY_NAMES.items():
+        model_name = re.sub(f"^{pattern}$", name, model_name)
+    return model_name
 
 
 def get_family_style(model_name):
