@@ -84,7 +84,7 @@ def save_results(results, path):
 
 @contextmanager
 def written_beside(path):
-    """The path of a file to write, beside another one whose place and mode it takes in the end, if nothing was raised."""
+    """The path of a file to write, beside another one whose place and mode it takes afterwards, unless that fails."""
     path = Path(os.path.realpath(path))  # a link stays one
     beside = path.with_name(f".{path.name}.tmp")
     try:
