@@ -14,7 +14,7 @@ from pathlib import Path
 
 from parallel_runs import describe, make_runs, open_cluster, start_fork_server
 if __name__ == "__main__":  # so that workers are forks of a process that imports these while this one does
-    start_fork_server(["torch._dynamo", "sklearn.datasets", "sklearn.model_selection", "matplotlib.figure"])
+    start_fork_server(["torch._dynamo", "sklearn.datasets", "sklearn.model_selection"])
 import torch
 
 from benchmark_results import ResultsFile, digest_arrays, digest_code, get_environment, lock_results

@@ -84,11 +84,13 @@ def save_results(results, path):
 
 @contextmanager
 def written_beside(path):
-    """The path of a file to write, beside another one whose place it takes afterwards, if nothing was raised."""
-    path = Path(path)
+    """The path of a file to write, beside another one whose place and mode it takes afterwards, unless that fails."""
+    path = Path(os.path.realpath(path))  # a link stays one
     beside = path.with_name(f".{path.name}.tmp")
     try:
         yield beside
+        if path.exists():
+            beside.chmod(path.stat().st_mode)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -96,7 +98,7 @@ def written_beside(path):
 
 def keep_file(path):
     """Give a file that is to be replaced another name, with its time; that path, None if there is no file."""
-    if not (path := Path(path)).exists():
+    if not (path := Path(os.path.realpath(path))).exists():
         return None
     kept = path.with_stem(f"{path.stem}_{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d_%H-%M-%S}")
     while kept.exists():
@@ -108,9 +110,8 @@ def keep_file(path):
 def lock_results(path):
     """While this lasts, no other sweep writes the file of results; ValueError if one does."""
     from filelock import FileLock, Timeout  # here, so that notebooks need none
-
     try:
-        with FileLock(f"{path}.lock", timeout=0):
+        with FileLock(f"{os.path.realpath(path)}.lock", timeout=0):
             yield
     except Timeout:
         raise ValueError(f"another benchmark.py is writing {path}; wait for it or set another result_file") from None

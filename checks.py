@@ -113,8 +113,9 @@ def _check_part(X_name, X, y_name, y):
         if np.ma.is_masked(values):
             raise ValueError(f"{name} has masked values; remove or replace them")
         if np.asarray(values).dtype.kind not in ("iu" if name == y_name else "biuf"):
+            remedy = ".toarray()" if hasattr(values, "toarray") else f".astype({'...' if name == y_name else 'float'})"
             raise ValueError(f"{name} must hold {'integers' if name == y_name else 'real numbers'}, got dtype "
-                             f"{np.asarray(values).dtype}; .astype(...) converts")
+                             f"{np.asarray(values).dtype}; {remedy} converts")
     try:
         X = check_array(X, dtype=np.float32, order="C", ensure_2d=False, allow_nd=True, input_name=X_name)
         y = np.ascontiguousarray(column_or_1d(y), dtype=np.int64)

@@ -290,9 +290,11 @@ def _read_cifar10(folder, check_sums):
             raise ValueError(f"{', '.join(wrong)}: check sum differs from the official one; "
                              f"load_cifar10_data(folder, check_sums=False) reads a part of the data set") from cause
     X, y = [], []
-    for path in paths[:6]:
+    for path, label in zip(paths, [*(f"training batch {i} of 5" for i in range(1, 6)), "testing batch 1 of 1"]):
         try:
             batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+            if label not in str(batch.get("batch_label", label)):
+                raise ValueError(f"it is the {batch['batch_label']}")
             X.append(batch["data"].astype(np.uint8, casting="safe").reshape(-1, 3, 32, 32))
             y.append(np.array(batch["labels"]).reshape(len(X[-1])))
         except Exception as problem:  # bytes that are no pickle raise nearly anything

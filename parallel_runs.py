@@ -2,9 +2,7 @@
 
 A run is a hashable tuple with a readable str(). What it does is the caller's business: `make_run(run, data, settings)`
 returns its result, a dict, or raises. Workers find make_run by its name, so it is a function of a module, not of the
-script that was started.
-
-Runs go to idle workers. The data are there already: in files that processes map into their memory, or on the cluster.
+script that was started. The data are with the workers: in files that they map into their memory, or on the cluster.
 """
 
 import multiprocessing
@@ -114,14 +112,17 @@ def describe(problem):
 # ---- processes on this machine ----
 
 def start_fork_server(modules=()):
-    """Start the process whose forks the workers will be, unless it runs, or there is none, as on Windows. It imports
-    the named modules, once for all workers, while this process goes on."""
+    """Start the process whose forks the workers will be, unless it runs; it imports these modules, once for all."""
     if START_METHOD == "forkserver":
         from multiprocessing import forkserver
         multiprocessing.set_forkserver_preload(list(modules))  # by default it would import the main script
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited: Ctrl-C is for the main process alone
+        set_handler = signal.signal if threading.current_thread() is threading.main_thread() else lambda *_: None
+        handler = set_handler(signal.SIGINT, signal.SIG_IGN)  # is inherited: Ctrl-C is for the main process alone
+        folder = tempfile.gettempdir()
+        tempfile.tempdir = folder if len(os.fsencode(folder)) <= 70 else "/tmp"  # the name of its socket has 103 bytes
         forkserver.ensure_running()
-        signal.signal(signal.SIGINT, handler)
+        tempfile.tempdir = folder
+        set_handler(signal.SIGINT, handler)
 
 
 def _prepare_processes(stack, data):
@@ -130,7 +131,7 @@ def _prepare_processes(stack, data):
     files = [folder / f"{i}.npy" for i in range(len(data))]
     for file, array in zip(files, data):
         np.save(file, array)
-    others, executors = set(multiprocessing.active_children()), []
+    others, executors, context = set(multiprocessing.active_children()), [], multiprocessing.get_context(START_METHOD)
 
     def stop():  # at once: what the workers are at, nobody needs any more
         for process in set(multiprocessing.active_children()) - others:
@@ -139,7 +140,6 @@ def _prepare_processes(stack, data):
             executor.shutdown()
 
     def open_worker():  # a pool of one process: if that is killed, no other run is lost with its own
-        context = multiprocessing.get_context(START_METHOD)
         executors.append(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)))
         return _Worker(executors[-1].submit, files)
     stack.callback(stop)
@@ -164,7 +164,6 @@ def _end_with_main_process(folder):
         multiprocessing.parent_process().join()
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
 

@@ -11,6 +11,7 @@ result of a sweep.
 import argparse
 import io
 import math
+import os
 import re
 import sys
 import textwrap
@@ -22,13 +23,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.stats
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter, LogLocator
 
 from benchmark_results import load_results
+
+# matplotlib is imported with the first figure: workers need none, and what fails there costs no results.
 
 DENSE = "standard_nn"  # the family that the others are compared with
 MIN_PAIRS = 5  # of runs, below which no difference is called one
@@ -201,13 +199,18 @@ def compare_in_pairs(accuracies, baselines):
     return table
 
 
-class ResultFigure(Figure):
+def make_figure(width, height):
     """A matplotlib Figure that a notebook displays when it ends a cell, without pyplot and its global state."""
+    if not {"matplotlib", "IPython"} & sys.modules.keys():  # it needs no backend, and an unknown one fails the import
+        os.environ.pop("MPLBACKEND", None)
+    from matplotlib.figure import Figure
 
-    def _repr_png_(self):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
+    class ResultFigure(Figure):
+        def _repr_png_(self):
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+    return ResultFigure((width, height), dpi=100, layout="constrained")
 
 
 def save_figure(figure, path, dpi=100):
@@ -231,17 +234,20 @@ def get_family_style(model_name):
     color = OTHER_COLORS[(ord(kind[0]) + len(kind)) % len(OTHER_COLORS)]  # unlike hash(), the same in every process
     if kind in SHADES:
         first, *colors = SHADES[kind]  # the steps shrink, as the difference that one dimension or rank more makes does
-        color = to_hex(np.average([to_rgb(end) for end in colors], axis=0, weights=[first, number - first]))
+        ends = [list(bytes.fromhex(end[1:])) for end in colors]  # red, green and blue
+        color = "#" + bytes(np.average(ends, axis=0, weights=[first, number - first]).round().astype(np.uint8)).hex()
     return {"color": color, "marker": OTHER_MARKERS[number % len(OTHER_MARKERS)]}
 
 
-def _new_figure(titles, nb_columns, x_label, y_label, legend_title, handles, panel_size=None, **arguments):
-    """A figure with one panel per title; those of a row share the vertical axis."""
+def _new_figure(titles, nb_columns, x_label, y_label, legend_title, markers, panel_size=None, **arguments):
+    """A figure with one panel per title; those of a row share the vertical axis. markers: arguments of each Line2D."""
     titles = titles or ["no runs"]
     nb_columns = max(1, min(nb_columns, len(titles)))
     nb_rows = math.ceil(len(titles) / nb_columns)
     width, height = panel_size or ((4.8, 3.8) if nb_columns < 3 else (3.4, 3.0))
-    figure = ResultFigure((max(6.4, width * nb_columns), height * nb_rows + 1), dpi=100, layout="constrained")
+    figure = make_figure(max(6.4, width * nb_columns), height * nb_rows + 1)
+    from matplotlib.lines import Line2D
+
     axes = figure.subplots(nb_rows, nb_columns, squeeze=False, sharey="row", **arguments).ravel()
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=9)
@@ -251,8 +257,8 @@ def _new_figure(titles, nb_columns, x_label, y_label, legend_title, handles, pan
     for ax in axes[len(titles):]:
         ax.remove()
     figure.supylabel(y_label, fontsize=9)
-    figure.legend(handles=handles, title=legend_title, loc="outside lower center", fontsize=8, title_fontsize=8,
-                  ncols=int(figure.get_figwidth() // 1.6))
+    figure.legend(handles=[Line2D([], [], **marker) for marker in markers], title=legend_title, fontsize=8,
+                  title_fontsize=8, loc="outside lower center", ncols=int(figure.get_figwidth() // 1.6))
     return figure
 
 
@@ -267,8 +273,11 @@ def _plot_against_size(results, points, runs, x_format, x_label, y_label, legend
     figure = _new_figure(
         [f"{dataset}\ntraining share {share:g}" for (dataset, share), _ in blocks], nb_shares if is_grid else 4,
         x_label, y_label, legend_title + ("; numbers: neurons" if len(widths) > 1 else f"; {widths[0]} neurons"),
-        [Line2D([], [], **get_family_style(name), linestyle="-" if name == DENSE else "none", markersize=7,
-                label=format_family(name)) for name in names])
+        [dict(get_family_style(name), linestyle="-" if name == DENSE else "none", markersize=7,
+              label=format_family(name)) for name in names])
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import EngFormatter, LogLocator
+
     panels = {key: ax for (key, _), ax in zip(blocks, figure.axes)}
     for (dataset, share, name), family in runs.groupby(["dataset", "share", "model_name"]):
         # The dashes are wider than the marker of the mean, so that no run hides behind one.
@@ -298,7 +307,7 @@ def _plot_against_size(results, points, runs, x_format, x_label, y_label, legend
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if span < 10 else (1, 2, 5)))
             ax.xaxis.set_minor_formatter("")
-        ax.xaxis.set_major_formatter(x_format)
+        ax.xaxis.set_major_formatter(x_format or EngFormatter(sep=""))
         ax.margins(x=0.08)
     return figure
 
@@ -318,7 +327,7 @@ def plot_accuracy(results, model_names=None):
     points = table.assign(x=table["nb_model_parameters"], y=table["test_accuracy_mean"], is_filled=True,
                           half_width=quantiles * table["test_accuracy_sd"] / np.sqrt(table["nb_runs"]))
     return _plot_against_size(
-        results, points, runs.assign(x=runs["nb_model_parameters"], y=runs["test_accuracy"]), EngFormatter(sep=""),
+        results, points, runs.assign(x=runs["nb_model_parameters"], y=runs["test_accuracy"]), None,
         "Model parameters (count)", "Test accuracy (fraction of samples)",
         "markers: means with 95 % intervals, dashes: single runs")
 
@@ -361,7 +370,7 @@ def plot_learning_curves(results, nb_neurons=None):
         [f"{dataset}\nshare {share:g}\n{format_family(name)}" for (dataset, share), name in panels], len(names),
         "Epoch", "Accuracy (fraction of samples)",
         f"{nb_neurons} neurons; lines: medians, shades: ranges; a run that has stopped keeps its last accuracy",
-        [Line2D([], [], color="#555555", linestyle=style, label=label) for label, style in (
+        [dict(color="#555555", linestyle=style, label=label) for label, style in (
             ("training", "-"), ("validation", "--"), ("first run stops", ":"))], (1.8, 2.8), sharex="row")
     axes = dict(zip(panels, figure.axes))
     for (*block, _, name), family in runs.items():

@@ -37,7 +37,7 @@ from benchmark_results import Run, get_environment, keep_file, save_results
 from checks import check_integers, check_script_hyperparameters
 from model_training import train_model
 from monarchmodels import MonarchLayer
-from plot_results import ResultFigure, get_family_style, save_figure
+from plot_results import get_family_style, make_figure, save_figure
 from rank1models import Rank1Layer
 from semiseparablemodels import SemiseparableLayer
 
@@ -174,7 +174,7 @@ def print_tables(result):
 def plot_speed(result):
     """Time of square layers against n, a panel per batch size, a line per layer; forward is dashed."""
     frame = pd.DataFrame(result["layers"]).query("n == nb_outputs").sort_values("n", kind="stable")
-    figure = ResultFigure(figsize=(4.8 * len(batch_sizes) + 2.2, 4.8), layout="constrained")
+    figure = make_figure(4.8 * len(batch_sizes) + 2.2, 4.8)
     axes = figure.subplots(1, len(batch_sizes), squeeze=False, sharey=True)[0]
     for ax, (batch_size, panel) in zip(axes, frame.groupby("batch_size", sort=False)):
         for (name, run), points in panel.groupby(["layer", "run"], sort=False):

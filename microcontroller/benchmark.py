@@ -37,7 +37,7 @@ from datasets import load_pendigits_data, load_shuffled_data, take_share
 from microcontroller.c_export import export_to_c
 from microcontroller.emulated_core import CORES, measure_calls
 from model_training import get_loss_and_accuracy, get_nb_model_parameters
-from plot_results import ResultFigure, get_family_style, save_figure
+from plot_results import get_family_style, make_figure, save_figure
 
 # ======================================================================================================================
 # Hyperparameters; those that are not here are those of benchmark.py
@@ -189,7 +189,7 @@ def plot_microcontroller(result):
     frame = pd.DataFrame(result["rows"]).query("kind == 'hidden layer' and optimisation == @optimisation")
     frame = frame.assign(flash=frame["code_bytes"] + frame["constant_bytes"])
     cores, sizes = list(frame["core"].unique()), list(frame["n"].unique())
-    figure = ResultFigure(figsize=(4.8 * len(cores) + 2, 7.6), dpi=100, layout="constrained")
+    figure = make_figure(4.8 * len(cores) + 2, 7.6)
     axes = figure.subplots(2, len(cores), squeeze=False, sharex=True, sharey="row")
     for (core, name), line in frame.groupby(["core", "layer"], sort=False):
         for ax, quantity in zip(axes[:, cores.index(core)], ("instructions", "flash")):

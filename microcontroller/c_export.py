@@ -52,15 +52,16 @@ def export_to_c(module, path, name="net", sample_inputs=None):
     :param module: a net of the benchmark, or an nn.Linear or the layer of a family; its weights, of any
         floating-point dtype, are rounded to float32
     :param path: of the header, which appears complete or not at all and replaces an older one
-    :param name: C identifier with which all names begin
+    :param name: C identifier with which all names begin, not ending in _test or _vector_net, as "net" has such
     :param sample_inputs: (batch, inputs) or (batch, channels, height, width); None: there is no net_test. PyTorch's
         scores are computed in float64, from the weights rounded to float32.
     :raises ValueError: another module, a name that is no C identifier, samples of another shape, weights, samples or
         scores that are complex, NaN, infinite or beyond float32
     :raises OSError: the file cannot be written
     """
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
-        raise ValueError(f"name must be a C identifier that begins with a letter, got {name!r}")
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*(?<!_test)(?<!_vector_net)", name):
+        raise ValueError(f"name must be a C identifier that begins with a letter and does not end in _test or "
+                         f"_vector_net, got {name!r}")
     functions = _write_functions(module, name)
     test = ""
     if sample_inputs is not None:

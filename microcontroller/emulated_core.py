@@ -88,22 +88,23 @@ def build(source, functions, core, optimisation, folder):
     folder, (target, cpu, _, _) = Path(folder).absolute(), CORES[core]
     cache_folder = str(folder / "zig-cache")  # not in the user's home, which may be read-only
     with tempfile.TemporaryDirectory(dir=folder) as build_folder:
-        source_file, script_file, elf_file = (Path(build_folder, name) for name in ("program.c", "flash.ld", "elf"))
-        source_file.write_text(source, encoding="utf-8")
-        script_file.write_text(LINKER_SCRIPT.format(flash=FLASH, functions=" ".join(
+        Path(build_folder, "program.c").write_text(source, encoding="utf-8")
+        Path(build_folder, "flash.ld").write_text(LINKER_SCRIPT.format(flash=FLASH, functions=" ".join(
             f"LONG({function})" for function in functions)), encoding="utf-8")
+        # Relative paths, for commas and per cent signs mean something to the linker.
         command = [sys.executable, "-m", "ziglang", "cc", "-target", target, f"-mcpu={cpu}", optimisation, "-std=c99",
                    "-ffreestanding", "-fno-sanitize=all", "-fomit-frame-pointer", "-ffunction-sections",
-                   "-fdata-sections", "-g0", f"-I{folder}", str(source_file), "-Wl,--gc-sections", "-Wl,-s",
-                   f"-Wl,-T,{script_file}", f"-Wl,-e,{functions[0]}", "-o", str(elf_file)]
+                   "-fdata-sections", "-g0", "-I..", "program.c", "-Wl,--gc-sections", "-Wl,-s",
+                   "-Wl,-T,flash.ld", f"-Wl,-e,{functions[0]}", "-o", "elf"]
         environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache_folder, "ZIG_LOCAL_CACHE_DIR": cache_folder}
         for without_library in (["-nostdlib"], []):  # which takes seconds to build and is not always needed
-            done = subprocess.run(command + without_library, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command + without_library, cwd=build_folder, env=environment, capture_output=True,
+                                  text=True)
             if "undefined symbol" not in done.stderr:
                 break
         if done.returncode:
             raise RuntimeError(f"no program for {core}, {optimisation}: {done.stderr.strip()}")
-        elf = elf_file.read_bytes()
+        elf = Path(build_folder, "elf").read_bytes()
     offset, _, _, size = struct.unpack_from("<4I", elf, 52 + 4)  # of the only segment, behind the header's 52 bytes
     flash, words = elf[offset:offset + size], f"<{4 + len(functions)}I"
     code_start, code_end, constants_start, constants_end, *addresses = struct.unpack_from(words, flash)

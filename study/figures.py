@@ -3,9 +3,8 @@
 import re
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-from plot_results import DENSE, ResultFigure, format_family, get_family_style, save_figure
+from plot_results import DENSE, format_family, get_family_style, make_figure, save_figure
 
 PAPER, TUNED = "as in the paper", "tuned"
 
@@ -18,7 +17,7 @@ def draw_figures(numbers, folder):
 
 
 def make_panels(size, nb_panels, x_label, y_label, **arguments):
-    figure = ResultFigure(size, layout="constrained")
+    figure = make_figure(*size)
     axes = figure.subplots(1, nb_panels, squeeze=False, **arguments)[0]
     for ax in axes:
         ax.grid(alpha=0.25)
@@ -47,6 +46,8 @@ def draw_widths(numbers):
     """Test accuracy against number of parameters, pendigits, share 0.1: a line per structure over numbers of neurons,
     a panel per protocol; bars are 95 % intervals."""
     figure, axes = make_panels((10, 4.6), 2, "parameters of the net", "test accuracy")
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+
     for ax, protocol in zip(axes, (PAPER, TUNED)):
         lines, labels = {}, {}
         for row in select(numbers["nets"], protocol):

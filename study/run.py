@@ -12,7 +12,7 @@ from pathlib import Path
 
 from parallel_runs import start_fork_server
 if __name__ == "__main__":  # as in benchmark.py
-    start_fork_server(["torch._dynamo", "sklearn.datasets", "sklearn.model_selection", "matplotlib.figure"])
+    start_fork_server(["torch._dynamo", "sklearn.datasets", "sklearn.model_selection"])
 import benchmark
 import datasets
 from benchmark_results import load_results

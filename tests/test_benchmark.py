@@ -198,6 +198,7 @@ files = os.listdir()
 from test_benchmark import TINY_SWEEP, benchmark, nb_finished_runs
 import torch._dynamo  # which each child would import
 assert os.listdir() == files  # importing the benchmark runs nothing
+assert "matplotlib" not in sys.modules  # whatever its settings are
 path = Path("benchmark_result.p").absolute()
 vars(benchmark).update(TINY_SWEEP, result_file=str(path))
 for nb_before in (0, 1, 4):

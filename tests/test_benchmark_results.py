@@ -108,6 +108,24 @@ def test_kept_files_do_not_replace_each_other(path):
     assert sorted(file.read_bytes() for file in kept_files(path)) == [b"1", b"2", b"3"]
 
 
+def test_a_link_stays_one_and_what_it_names_is_written_kept_and_locked_and_keeps_its_mode(path):
+    target = path.parent / "scratch" / "target.p"
+    target.parent.mkdir()
+    path.symlink_to(target)
+    old = finished_file(path)
+    path.with_suffix(".new").touch()
+    assert load_results(target) == old.results
+    assert target.stat().st_mode == path.with_suffix(".new").stat().st_mode  # that of the umask
+    target.chmod(0o664)
+    save_results(old.results, path)
+    assert path.is_symlink() and target.stat().st_mode & 0o777 == 0o664
+    open_file(path, seed=1)
+    kept, = target.parent.glob("target_*.p")
+    assert load_results(kept) == old.results and load_results(target)["seed"] == 1 and path.is_symlink()
+    with lock_results(path), pytest.raises(ValueError, match="another benchmark.py"), lock_results(target):
+        pass
+
+
 def test_one_sweep_after_the_other_has_the_lock(path):
     for _ in range(2):
         with lock_results(path):

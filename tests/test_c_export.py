@@ -218,7 +218,8 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
     (lambda: replace(conv(), "vector_net", conv()), {}, "cannot write StandardTHLConvNet (vector_net)"),
     (lambda: set_weight(conv(), float("nan")), {}, "feature_extractor.layers.0.weight has entries that are complex"),
     (lambda: set_weight(nn.Linear(2, 2, dtype=torch.float64), 1e39), {}, "net_single_layer_weights has entries that"),
-    *((ffnn, {"name": name}, f"got {name!r}") for name in ("", "2net", "net-2", "nét", "_net")),
+    *((ffnn, {"name": name}, f"got {name!r}") for name in (
+        "", "2net", "net-2", "nét", "_net", "net_test", "net_vector_net")),  # the last ones name parts of "net"
     (ffnn, {"sample_inputs": torch.zeros(3, 7)}, "sample_inputs must have shape (batch, 6), got (3, 7)"),
     (ffnn, {"sample_inputs": torch.zeros(0, 6)}, "(batch, 6), got (0, 6)"),
     (conv, {"sample_inputs": torch.zeros(3, 27, 34, 2)}, "(batch, 2, 27, 34), got (3, 27, 34, 2)"),

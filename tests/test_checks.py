@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from torch import inf, nan
 
@@ -88,6 +90,8 @@ def test_arrays_of_any_type_that_fit_become_float32_and_int64_in_their_order(loa
     (load_with(X_train=np.where(X_TRAIN == 7, nan, X_TRAIN)), "X_train, y_train: Input X_train contains NaN"),
     (load_with(X_test=X_TEST + 1e39), "X_test, y_test: Input X_test contains infinity"),  # as float32
     (load_with(X_train=X_TRAIN.astype(str)), "X_train must hold real numbers, got dtype <U"),
+    (load_with(X_test=scipy.sparse.csr_array(X_TEST)), "X_test must hold real numbers, got dtype object; .toarray()"),
+    (load_with(X_train=pd.DataFrame(X_TRAIN).convert_dtypes()), "got dtype object; .astype(float) converts"),
     (load_with(X_train=X_TRAIN + 0j), "X_train must hold real numbers, got dtype complex128"),
     (load_with(X_train=np.ma.masked_values(X_TRAIN, 7)), "X_train has masked values"),
     (load_with(X_train=X_TRAIN[:, 0]), "got (4,); X[:, numpy.newaxis] adds an axis"),

@@ -208,6 +208,8 @@ def with_line(number, line):
     ("cifar10", 2, lambda content: content[:-1], "check sum differs from the official one"),
     ("cifar10", 6, lambda content: b"", "check sum differs from the official one"),
     ("cifar10_part", 3, lambda content: pickle.dumps(Path()), "not a file of CIFAR-10 (ValueError: it wants pathlib"),
+    ("cifar10_part", 2, lambda content: pickle.dumps({**pickle.loads(content), "batch_label": "testing batch 1 of 1"}),
+     "not a file of CIFAR-10 (ValueError: it is the testing batch 1 of 1)"),
     ("cifar10_part", 3, lambda content: content[:-1], "not a file of CIFAR-10 ("),
     ("cifar10_part", 3, lambda content: batch_bytes(np.zeros((2, 3072)), [0]), "not a file of CIFAR-10 ("),
     ("cifar10_part", 3, lambda content: batch_bytes(np.zeros((2, 3072)), [0, 10]), "label 2 holds 10, expected a ")])

@@ -87,6 +87,14 @@ def test_a_fault_of_the_program_is_an_error_that_says_what(core, monkeypatch, fu
     assert core.call("count_down", 2).instructions == 5  # the next call is not disturbed
 
 
+def test_the_name_of_the_folder_means_nothing_to_compiler_and_linker(tmp_path):
+    folder = tmp_path / "a,b 50%\\c"
+    folder.mkdir()
+    (folder / "seven.h").write_text("#define SEVEN 7")
+    source = '#include "seven.h"\nint seven(void) { return SEVEN; }'
+    assert EmulatedCore(build(source, ["seven"], "cortex-m4f", "-O2", folder)).call("seven").value == 7
+
+
 def test_source_that_does_not_compile_is_refused_with_the_compilers_words_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "none"))
     with pytest.raises(RuntimeError, match="(?s)cortex-m4f, -O2.*undeclared identifier 'b'"):

@@ -104,9 +104,26 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.parametrize("start, folder_name", [
+    ("run()", 100 * "t"), ("futures.ThreadPoolExecutor().submit(run).result()", "t")])
+def test_runs_start_with_a_long_path_for_temporary_files_and_in_a_thread(start, folder_name, tmp_path):
+    (tmp_path / folder_name).mkdir()
+    (tmp_path / "module.py").write_text(MODULE)
+    script = f"""
+import numpy, module, parallel_runs
+from concurrent import futures
+def run():
+    runs = parallel_runs.make_runs(module.make_run, [(0,), (1,)], (numpy.arange(3),), {{}}, 2)
+    print(len({{result["pid"] for _, result in runs}}))
+{start}"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={
+        **os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / folder_name)})
+    assert done.stdout == "2\n", done.stderr
+
+
 @pytest.fixture
 def short_folder():
-    """Unlike tmp_path: the fork server needs the name of a socket there, of at most 100 characters."""
+    """Unlike tmp_path: in it is the fork server's socket, which a kill leaves behind."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

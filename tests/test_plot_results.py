@@ -217,14 +217,15 @@ def test_figures_are_the_same_bytes_every_time_and_without_a_dense_net_there_are
     assert len(draw_figures(make_results(models=["rank_1"]), tmp_path / "a.p")) == 2
 
 
-def test_the_script_prints_the_table_and_writes_the_figures_without_torch_or_pyplot(tmp_path, capsys):
+def test_the_script_prints_the_table_and_writes_the_figures_without_torch_pyplot_or_a_backend(tmp_path, capsys):
     results = make_results(models=["standard_nn", "rank_1"])
     (tmp_path / "sweep.p").write_bytes(pickle.dumps(results))
     script = ("import runpy, sys\nsys.argv[1:] = ['sweep.p']\n"
               f"runpy.run_path({plot_results.__file__!r}, run_name='__main__')\n"
               "assert not {'torch', 'benchmark', 'matplotlib.pyplot'} & set(sys.modules)")
     finished = subprocess.run([sys.executable, "-X", "utf8", "-c", script], capture_output=True, encoding="utf-8",
-                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.path.dirname(plot_results.__file__)})
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.path.dirname(plot_results.__file__),
+                                                 "MPLBACKEND": "qt4agg"})  # which is no longer one
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout == (f"{format_summary_table(results)}\nwrote sweep.png\nwrote sweep_differences.png\n"
                                "wrote sweep_learning_curves.png\n")
