@@ -93,19 +93,34 @@ class SemiseparableLayer(nn.Module):
                           f"parameters, more than twice as many as a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=2)
         self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
+        self._set_constants()
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw all parameters anew, by the layer's initialisation, and mark the padding."""
+        """Draw all parameters anew, by the layer's initialisation."""
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
+        self._set_parameters(values)
+
+    def _set_constants(self):
+        """The mask of the padding and the indices that leave it out. They follow from the sizes, and are no buffers:
+        those are emptied with the parameters that load_state_dict fills (to_empty, skip_init), and averaged."""
+        with torch.device("cpu"):
             is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
                        for name, shapes in self.stage_shapes.items()}
-            self.register_buffer("_is_padding", ~_stage_matrices(self._chunk_length, **is_used), persistent=False)
-            for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
-                self.register_buffer(name, get_padded_positions(dims, self._chunk_length), persistent=False)
-        self.to(self.D.device)._set_parameters(values)
+            self._is_padding = ~_stage_matrices(self._chunk_length, **is_used)
+            self._output_index, self._input_index = (
+                get_padded_positions(dims, self._chunk_length) for dims in (self.output_dims, self.input_dims))
+        device = next(self.parameters()).device
+        if device.type != "meta":  # where they would be lost
+            for name in ("_is_padding", "_output_index", "_input_index"):
+                setattr(self, name, _to(getattr(self, name), device))
+
+    def _apply(self, fn, recurse=True):  # what .to, .cuda, to_empty and the like call
+        super()._apply(fn, recurse)
+        self._set_constants()
+        return self
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
@@ -188,8 +203,10 @@ class SemiseparableLayer(nn.Module):
     def _apply_matrix(self, u, bias):
         """T u + bias, (batch, n) -> (batch, n')"""
         M = _stage_matrices(self._chunk_length, self.A, self.B, self.C, self.D, self.E, self.F, self.G)
-        chunks = _merge_stages(M.masked_fill(self._is_padding, 0), self._chunk_length, *self.D.shape[1:],
-                               self._output_index, self._input_index)
+        # Parameters move without _apply too: assigned by load_state_dict, or passed to functional_call.
+        is_padding, *indices = (_to(constant, M.device)
+                                for constant in (self._is_padding, self._output_index, self._input_index))
+        chunks = _merge_stages(M.masked_fill(is_padding, 0), self._chunk_length, *self.D.shape[1:], *indices)
         chunks = [matrices.to(u.dtype) for matrices in chunks]
         bias = u.new_zeros(self.output_size) if bias is None else bias.to(u.dtype)
         if len(chunks) == 1:
@@ -201,6 +218,10 @@ class SemiseparableLayer(nn.Module):
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
         return ", ".join(f"{name}={getattr(self, name)}" for name in names) + f", bias={self.bias is not None}"
+
+
+def _to(constant, device):
+    return constant if constant is None or constant.device == device else constant.to(device)
 
 
 def _is_autocast_enabled(u):

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch.func import functional_call, grad, jvp, vmap
+from torch.optim.swa_utils import AveragedModel
 
 from semiseparablemodels import SemiseparableLayer
 from sss_reference import (assert_equal, assert_outputs_and_gradients_equal, dense_matrix, make_layer,
@@ -99,6 +100,21 @@ def test_state_dict_has_the_eight_parameters_and_copies_compute_the_same(chunk_s
             parameter.zero_()
     for other in copies:
         assert torch.equal(other(u), expected)
+
+
+@EITHER_SIZE
+def test_no_way_of_filling_or_averaging_the_parameters_changes_more_than_these(n, outputs, chunk_size):
+    layer, u = make_layer(n, 2, output_size=outputs), random_batch(5, n)
+    options = dict(output_size=outputs, dtype=torch.float64)
+    skipped, assigned = torch.nn.utils.skip_init(SemiseparableLayer, n, 2, **options), SemiseparableLayer(
+        n, 2, device="meta", **options)
+    averaged = AveragedModel(layer, use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(layer)
+    skipped.load_state_dict(layer.state_dict())
+    assigned.load_state_dict(layer.state_dict(), assign=True)
+    for other in (skipped, assigned, averaged):
+        assert torch.equal(other(u), layer(u))
 
 
 @EVERY_CHUNKING
