@@ -27,6 +27,7 @@ from itertools import groupby, pairwise
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from checks import check_choice, check_integers
@@ -211,9 +212,7 @@ class SemiseparableLayer(nn.Module):
         bias = u.new_zeros(self.output_size) if bias is None else bias.to(u.dtype)
         if len(chunks) == 1:
             return functional.linear(u, chunks[0][0, :self.output_size, :self.input_size], bias)
-        # Compilers and functorch's transforms cannot see through what _ApplyChunks writes in place.
-        plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        return (_apply_chunks if plain else _ApplyChunks.apply)(self._runs, u, bias, *chunks)
+        return (_apply_chunks if _needs_plain_path(u) else _ApplyChunks.apply)(self._runs, u, bias, *chunks)
 
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
@@ -322,6 +321,13 @@ def _flush_denormals(matrices):
 
 # ---- step 3: applying the chunks ----
 
+def _needs_plain_path(values):
+    """Whether somebody looks on who cannot follow what _ApplyChunks writes in place: compilers, functorch's transforms,
+    forward-mode differentiation, and the batches of is_grads_batched, which vectorize=True makes too."""
+    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(values))
+
+
 def _apply_chunks(runs, u, bias, *matrices):
     """T u + bias, (batch, n) -> (batch, n'), by the recursion over the chunks with matrices A .. G."""
     sizes = [(i, o) for chunks, _, _, i, o in runs for _ in range(chunks.start, chunks.stop)]  # inputs and outputs
@@ -361,9 +367,12 @@ class _ApplyChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         *saved, B_F, C_G, X = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated once more
+        is_differentiable = torch.is_grad_enabled()  # create_graph: these gradients are differentiated once more
+        if is_differentiable or _needs_plain_path(grad_y):
             wanted = [tensor for tensor in saved if tensor.requires_grad]
-            gradients = iter(torch.autograd.grad(_apply_chunks(ctx.runs, *saved), wanted, grad_y, create_graph=True))
+            with torch.enable_grad():
+                y = _apply_chunks(ctx.runs, *saved)
+            gradients = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=is_differentiable))
             return None, *(next(gradients) if tensor.requires_grad else None for tensor in saved)
         (u, bias, A, _, _, D, E, _, _), grad_y, d = saved, grad_y.contiguous(), X.shape[1] // 2
         # 3c, backwards: gradients of the states through the outputs of their own chunk, (chunks, 2d, batch)

@@ -5,7 +5,8 @@ import io
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp, vmap
+from torch.autograd.functional import jacobian
+from torch.func import functional_call, grad, jvp, linearize, vmap
 from torch.optim.swa_utils import AveragedModel
 
 from semiseparablemodels import SemiseparableLayer
@@ -146,6 +147,20 @@ def test_functorch_transforms_equal_those_of_the_recursion(n, outputs, chunk_siz
         assert_equal(per_sample[name].sum(0), gradient)
     assert_equal(vmap(layer)(u), y)
     assert_equal(jvp(layer, (u,), (tangent,))[1], tangent @ dense_matrix(layer).mT)
+
+
+@EITHER_SIZE
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by linearize
+def test_forward_mode_and_batched_gradients_give_the_matrix(n, outputs, chunk_size):
+    layer, u = make_layer(n, 2, output_size=outputs), random_batch(n).requires_grad_()
+    T, y = dense_matrix(layer), layer(u)
+    for strategy in ("forward-mode", "reverse-mode"):
+        assert_equal(jacobian(layer, u, vectorize=True, strategy=strategy), T)
+    assert_equal(linearize(layer, u.detach())[1](u.detach()), T @ u)
+    assert_equal(vmap(lambda row: torch.autograd.grad(y, u, row, retain_graph=True)[0])(torch.eye(outputs).double()), T)
+    batched = torch.autograd.grad(y, list(layer.parameters()), torch.eye(outputs).double(), is_grads_batched=True)
+    for gradients, summed in zip(batched, torch.autograd.grad(layer.recursion(u).sum(), list(layer.parameters()))):
+        assert_equal(gradients.sum(0), summed)
 
 
 @pytest.mark.parametrize("chunk_size", [2], indirect=True)
