@@ -121,7 +121,8 @@ def test_hankel_singular_values_are_those_of_the_blocks(outputs, n):
 @pytest.mark.parametrize("matrix, d, is_lost", [
     (random_batch(100, 100), 3, False), (random_batch(90, 160), 3, False), (random_batch(160, 90), 3, False),
     (dense_matrix(make_layer(100, 3)).detach(), 3, False), (PAIRS, 4, False), (LOW_RANK, 2, False),
-    (LOW_RANK, 3, True), (LOW_RANK * 0, 3, True), (LOW_RANK + 1e-7 * random_batch(100, 100), 3, True)])
+    (LOW_RANK, 3, True), (LOW_RANK * 0, 3, True), (LOW_RANK + 1e-7 * random_batch(100, 100), 3, True),
+    (random_batch(100, 100) * 1e160, 3, True), (random_batch(100, 100) * 1e-160, 3, True)])
 def test_large_blocks_are_realised_by_squares_unless_singular_values_are_lost(matrix, d, is_lost, monkeypatch):
     expected, svd, decomposed = SemiseparableLayer.from_matrix(matrix, d).to_matrix(), torch.linalg.svd, []
     monkeypatch.setattr(realisation, "LARGEST_FULL_SIZE", 6 * d)
@@ -168,6 +169,20 @@ def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, o
         SemiseparableLayer(n, d, output_size=outputs, initialisation=name).to_matrix().detach()[diagonal == 0]
         for _ in range(50)]).square().mean().item() for name in ("direct", "realisation"))
     assert direct == pytest.approx(realised, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_default_dtype_of_half_precision_draws_what_float32_draws(dtype):
+    layers = []
+    try:
+        for default in (torch.float32, dtype):
+            torch.set_default_dtype(default)
+            torch.manual_seed(0)
+            layers.append(SemiseparableLayer(20, 2, output_size=11, initialisation="direct", dtype=dtype))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for value, expected in zip(*map(nn.Module.parameters, layers)):
+        assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("initialisation", ["realisation", "direct", "zeros"])
