@@ -94,7 +94,6 @@ class SemiseparableLayer(nn.Module):
                           f"parameters, more than twice as many as a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=2)
         self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
-        self._set_constants()
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -102,25 +101,20 @@ class SemiseparableLayer(nn.Module):
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
-        self._set_parameters(values)
+        self.to(self.D.device)._set_parameters(values)  # and mark the padding, see _apply
 
-    def _set_constants(self):
-        """The mask of the padding and the indices that leave it out. They follow from the sizes, and are no buffers:
-        those are emptied with the parameters that load_state_dict fills (to_empty, skip_init), and averaged."""
+    def _apply(self, fn, recurse=True):
+        """What .to, to_empty and the like call. The mask of the padding and the indices that leave it out follow, but
+        are no buffers: skip_init empties those, load_state_dict leaves them on the meta device, averages change."""
+        super()._apply(fn, recurse)
         with torch.device("cpu"):
             is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
                        for name, shapes in self.stage_shapes.items()}
-            self._is_padding = ~_stage_matrices(self._chunk_length, **is_used)
-            self._output_index, self._input_index = (
-                get_padded_positions(dims, self._chunk_length) for dims in (self.output_dims, self.input_dims))
+            constants = [~_stage_matrices(self._chunk_length, **is_used), *(
+                get_padded_positions(dims, self._chunk_length) for dims in (self.output_dims, self.input_dims))]
         device = next(self.parameters()).device
-        if device.type != "meta":  # where they would be lost
-            for name in ("_is_padding", "_output_index", "_input_index"):
-                setattr(self, name, _to(getattr(self, name), device))
-
-    def _apply(self, fn, recurse=True):  # what .to, .cuda, to_empty and the like call
-        super()._apply(fn, recurse)
-        self._set_constants()
+        self._is_padding, self._output_index, self._input_index = (
+            constant if constant is None or device.type == "meta" else constant.to(device) for constant in constants)
         return self
 
     @classmethod
@@ -149,11 +143,15 @@ class SemiseparableLayer(nn.Module):
     @classmethod
     def from_linear(cls, linear, statespace_dim, inputoutput_dim=1):
         """The SSS layer closest to an nn.Linear in the sense of from_matrix, with its bias, dtype, device and mode; its
-        parameters require gradients where those of the nn.Linear do."""
+        parameters require gradients where those of the nn.Linear do, or those behind a weight that is derived."""
+        with torch.no_grad():  # prune and weight_norm derive it in a forward pass, the last one before a step maybe
+            linear(linear.weight.new_empty(0, linear.in_features))
         layer = cls.from_matrix(linear.weight, statespace_dim, inputoutput_dim,
                                 bias=False if linear.bias is None else linear.bias)
+        trained = {name.removeprefix("parametrizations.").startswith("bias")
+                   for name, parameter in linear.named_parameters() if parameter.requires_grad}
         for name, parameter in layer.named_parameters():
-            parameter.requires_grad_((linear.bias if name == "bias" else linear.weight).requires_grad)
+            parameter.requires_grad_((name == "bias") in trained)
         return layer.train(linear.training)
 
     def to_linear(self):
@@ -204,10 +202,9 @@ class SemiseparableLayer(nn.Module):
     def _apply_matrix(self, u, bias):
         """T u + bias, (batch, n) -> (batch, n')"""
         M = _stage_matrices(self._chunk_length, self.A, self.B, self.C, self.D, self.E, self.F, self.G)
-        # Parameters move without _apply too: assigned by load_state_dict, or passed to functional_call.
-        is_padding, *indices = (_to(constant, M.device)
-                                for constant in (self._is_padding, self._output_index, self._input_index))
-        chunks = _merge_stages(M.masked_fill(is_padding, 0), self._chunk_length, *self.D.shape[1:], *indices)
+        # To the parameters' device: they move without _apply too, by load_state_dict(assign=True) or functional_call.
+        chunks = _merge_stages(M.masked_fill(self._is_padding.to(M.device), 0), self._chunk_length, *self.D.shape[1:],
+                               self._output_index, self._input_index)
         chunks = [matrices.to(u.dtype) for matrices in chunks]
         bias = u.new_zeros(self.output_size) if bias is None else bias.to(u.dtype)
         if len(chunks) == 1:
@@ -217,10 +214,6 @@ class SemiseparableLayer(nn.Module):
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
         return ", ".join(f"{name}={getattr(self, name)}" for name in names) + f", bias={self.bias is not None}"
-
-
-def _to(constant, device):
-    return constant if constant is None or constant.device == device else constant.to(device)
 
 
 def _is_autocast_enabled(u):
@@ -292,7 +285,7 @@ def _merge_stages(M, S, p, m, output_index=None, input_index=None):
 
 def _take(matrices, index, dim):
     """Those rows, in dimension 1, or columns, in 2, of matrices (chunks, rows, columns) that the index has, if any."""
-    return matrices if index is None else torch.take_along_dim(matrices, index.unsqueeze(3 - dim), dim)
+    return matrices if index is None else matrices.take_along_dim(index.to(matrices.device).unsqueeze(3 - dim), dim)
 
 
 def _merge_pairs(M, d):
@@ -322,8 +315,8 @@ def _flush_denormals(matrices):
 # ---- step 3: applying the chunks ----
 
 def _needs_plain_path(values):
-    """Whether somebody looks on who cannot follow what _ApplyChunks writes in place: compilers, functorch's transforms,
-    forward-mode differentiation, and the batches of is_grads_batched, which vectorize=True makes too."""
+    """Whether somebody looks on who cannot see through what _ApplyChunks writes in place: compilers, functorch,
+    forward-mode differentiation, or a batch of gradients (is_grads_batched, vectorize=True)."""
     return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(values))
 
@@ -367,12 +360,11 @@ class _ApplyChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         *saved, B_F, C_G, X = ctx.saved_tensors
-        is_differentiable = torch.is_grad_enabled()  # create_graph: these gradients are differentiated once more
-        if is_differentiable or _needs_plain_path(grad_y):
+        if torch.is_grad_enabled() or _needs_plain_path(grad_y):  # the first: create_graph, a second derivative
             wanted = [tensor for tensor in saved if tensor.requires_grad]
             with torch.enable_grad():
                 y = _apply_chunks(ctx.runs, *saved)
-            gradients = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=is_differentiable))
+            gradients = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=torch.is_grad_enabled()))
             return None, *(next(gradients) if tensor.requires_grad else None for tensor in saved)
         (u, bias, A, _, _, D, E, _, _), grad_y, d = saved, grad_y.contiguous(), X.shape[1] // 2
         # 3c, backwards: gradients of the states through the outputs of their own chunk, (chunks, 2d, batch)

@@ -1,11 +1,13 @@
 """Facts about realisation.py and SemiseparableLayer.from_matrix: from a dense matrix to stages, and initialisations."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import realisation
 from realisation import get_random_glorot_uniform_matrix, get_stage_dims, hankel_singular_values, realise, to_matrix
@@ -76,6 +78,18 @@ def test_from_linear_is_the_same_map_in_the_same_mode_with_the_same_parameters_f
     assert trained == ["bias"] * bias and not layer.training
     layer.reset_parameters()  # draws anew, as that of a Linear does
     assert layer.D.abs().max() > 0 and not torch.equal(layer(u), linear(u))
+
+
+@pytest.mark.parametrize("derive", [partial(prune.l1_unstructured, amount=3), nn.utils.parametrizations.weight_norm])
+def test_from_linear_takes_a_derived_weight_as_it_is_now_and_trains_it(derive):
+    linear, u = derive(nn.Linear(12, 8, dtype=torch.float64), name="weight"), random_batch(5, 12)
+    with torch.no_grad():
+        linear(u)
+        for parameter in linear.parameters():
+            parameter.mul_(2)
+        layer = SemiseparableLayer.from_linear(linear, 8, 4)
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+    assert_equal(layer(u), linear(u))
 
 
 @pytest.mark.parametrize("make, dtype", [
