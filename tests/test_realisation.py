@@ -185,14 +185,13 @@ def test_direct_initialisation_has_the_mean_square_entry_of_the_realisation(n, o
     assert direct == pytest.approx(realised, rel=0.2)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_default_dtype_of_half_precision_draws_what_float32_draws(dtype):
+def test_a_default_dtype_of_half_precision_draws_what_float32_draws():
     layers = []
     try:
-        for default in (torch.float32, dtype):
+        for default in (torch.float32, torch.half):
             torch.set_default_dtype(default)
             torch.manual_seed(0)
-            layers.append(SemiseparableLayer(20, 2, output_size=11, initialisation="direct", dtype=dtype))
+            layers.append(SemiseparableLayer(20, 2, initialisation="direct", dtype=torch.half))
     finally:
         torch.set_default_dtype(torch.float32)
     for value, expected in zip(*map(nn.Module.parameters, layers)):
