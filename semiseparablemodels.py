@@ -107,14 +107,14 @@ class SemiseparableLayer(nn.Module):
         """What .to, to_empty and the like call. The mask of the padding and the indices that leave it out follow, but
         are no buffers: skip_init empties those, load_state_dict leaves them on the meta device, averages change."""
         super()._apply(fn, recurse)
-        with torch.device("cpu"):
+        device = next(self.parameters()).device
+        with torch.device("cpu"), torch.inference_mode(False):  # to be moved, and kept for a backward pass, later
             is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
                        for name, shapes in self.stage_shapes.items()}
             constants = [~_stage_matrices(self._chunk_length, **is_used), *(
                 get_padded_positions(dims, self._chunk_length) for dims in (self.output_dims, self.input_dims))]
-        device = next(self.parameters()).device
-        self._is_padding, self._output_index, self._input_index = (
-            constant if constant is None or device.type == "meta" else constant.to(device) for constant in constants)
+            self._is_padding, self._output_index, self._input_index = (
+                constant if constant is None or device.type == "meta" else constant.to(device) for constant in constants)
         return self
 
     @classmethod
