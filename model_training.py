@@ -51,8 +51,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     check_training_hyperparameters(learning_rate, batch_size, use_Adam, min_accuracy_improvement, patience,
                                    min_number_training_epochs, max_number_training_epochs, softmax_twice,
                                    restore_best_weights)
-    if seed is None:
-        seed = torch.randint(2 ** 31, (), device="cpu").item()
+    seed = torch.randint(2 ** 31, (), device="cpu").item() if seed is None else seed
     training_part, validation_part = train_test_split(np.arange(len(X_train_np)), test_size=VALIDATION_SHARE,
                                                       random_state=seed)
     nb_training = len(training_part)
@@ -63,7 +62,7 @@ def train_model(model, X_train_np, Y_train_np, learning_rate=1e-3, batch_size=10
     optimizer = (torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True) if use_Adam
                  else torch.optim.SGD(model.parameters(), lr=learning_rate))
     shuffles = torch.Generator().manual_seed(int(seed))  # torch takes no other integers
-    pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X)
+    pass_size, is_same_in_training = _get_pass_size(model, X), _is_same_in_training(model, X, nb_training, batch_size)
     is_one_batch = bool(batch_size >= nb_training and is_same_in_training)
     histories = [], [], []  # of the training loss, the accuracy, the validation accuracy
     optimizer.zero_grad()  # of what the caller has left
@@ -159,11 +158,18 @@ def _evaluating(model):
         model.train(was_training)
 
 
-def _is_same_in_training(model, X):
+def _is_same_in_training(model, X, nb_training, batch_size):
     """Whether a net gives the same in training and in evaluation mode, so has no dropout and no batch statistics."""
-    X, probe = X[:SMALLEST_PASS], copy.deepcopy(model)  # batch statistics change, those of the copy
-    with torch.no_grad(), torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
-        return torch.equal(probe.train()(X), probe.eval()(X))
+    X = X[:SMALLEST_PASS]
+    with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
+        # Batch statistics change, those of the copy; what prune derives can be copied after a pass without gradients.
+        expected, probe = model(X), copy.deepcopy(model).train()
+        try:
+            if (nb_training - 1) % batch_size == 0:
+                probe(X[:1])
+        except ValueError as problem:
+            raise ValueError(f"batch_size {batch_size} leaves a last batch of one sample; try another") from problem
+        return torch.equal(probe(X), expected)
 
 
 def _get_pass_size(model, X):
@@ -180,14 +186,10 @@ def _get_pass_size(model, X):
     return max(SMALLEST_PASS, PASS_BYTES.get(X.device.type, PASS_BYTES["cuda"]) // nb_bytes_per_sample)
 
 
-def _is_finished(val_accuracy_history, min_accuracy_improvement, patience, min_number_training_epochs,
-                 max_number_training_epochs):
-    nb_epochs = len(val_accuracy_history)
-    if max_number_training_epochs is not None and nb_epochs >= max_number_training_epochs:
-        return True
-    if nb_epochs <= max(min_number_training_epochs, 2 * patience):
-        return False
-    return max(val_accuracy_history[-patience:]) < max(val_accuracy_history[:-patience]) + min_accuracy_improvement
+def _is_finished(history, min_accuracy_improvement, patience, min_number_training_epochs, max_number_training_epochs):
+    limit = math.inf if max_number_training_epochs is None else max_number_training_epochs
+    return len(history) >= limit or len(history) > max(min_number_training_epochs, 2 * patience) and (
+        max(history[-patience:]) < max(history[:-patience]) + min_accuracy_improvement)
 
 
 def get_loss(y_true, y_pred):
@@ -224,8 +226,7 @@ def get_nb_model_parameters(model, count_gradientless_parameters=True):
     padding_sizes = {tensor: size for module in model.modules()
                      for name, size in getattr(module, "padding_sizes", {}).items()
                      if is_counted(tensor := getattr(module, name))}
-    return sum(parameter.numel() for parameter in model.parameters() if is_counted(parameter)) - sum(
-        padding_sizes.values())
+    return sum(tensor.numel() for tensor in model.parameters() if is_counted(tensor)) - sum(padding_sizes.values())
 
 
 def _to_tensors(model, X, y, rows):

@@ -167,7 +167,8 @@ def _hankel_positions(input_dims, output_dims):
 
 def _get_leading_triplets(H, d):
     """U (rows, d), sigma (d,), Vh (d, columns) of a matrix H; singular values that are zero up to rounding are zero."""
-    if min(H.shape) > max(LARGEST_FULL_SIZE, 6 * d):  # then d eigenvectors of H Hᵀ take a fifth of the time
+    # d eigenvectors of H Hᵀ take a fifth of the time, of large blocks whose squares are within the range of float64.
+    if min(H.shape) > max(LARGEST_FULL_SIZE, 6 * d) and 1e-140 < H.abs().max() < 1e140:
         if H.shape[0] > H.shape[1]:
             V, sigma, Uh = _get_leading_triplets(H.mT, d)
             return Uh.mT, sigma, V.mT
@@ -227,12 +228,12 @@ def draw_state_matrices(input_dims, output_dims, statespace_dim):
     realised_share = 1 - math.exp(-VARIANCE_FACTOR * (max(1, d) / n) ** VARIANCE_EXPONENT)
     scale = (realised_share * variance / mean_dim / mean_fall.item()) ** 0.25
 
-    stages = {}
+    stages, dtype = {}, torch.promote_types(torch.get_default_dtype(), torch.float32)  # no qr in half precision
     for A, B, C in ("ABC", "EFG"):
-        stages[A] = fall * torch.linalg.qr(torch.randn(K, d, d)).Q
-        stages[B] = scale * torch.randn(K, d, m)
-        stages[C] = scale * torch.randn(K, p, d)
-    stages["D"] = torch.empty(K, p, m).uniform_(-math.sqrt(3 * variance), math.sqrt(3 * variance))
+        stages[A] = fall * torch.linalg.qr(torch.randn(K, d, d, dtype=dtype)).Q
+        stages[B] = scale * torch.randn(K, d, m, dtype=dtype)
+        stages[C] = scale * torch.randn(K, p, d, dtype=dtype)
+    stages["D"] = torch.empty(K, p, m, dtype=dtype).uniform_(-math.sqrt(3 * variance), math.sqrt(3 * variance))
     for name, shapes in get_stage_shapes(input_dims, output_dims, statespace_dim).items():
         stages[name] *= get_used_entries(shapes, stages[name].shape)
     return dict(stages, bias=get_random_glorot_uniform_matrix((sum(output_dims),)))

@@ -27,6 +27,7 @@ from itertools import groupby, pairwise
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from checks import check_choice, check_integers
@@ -93,19 +94,31 @@ class SemiseparableLayer(nn.Module):
                           f"parameters, more than twice as many as a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=2)
         self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
-        self.reset_parameters()
+        # No buffers: skip_init empties those, load_state_dict leaves them on the meta device, AveragedModel averages them.
+        with torch.device("cpu"):
+            is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
+                       for name, shapes in self.stage_shapes.items()}
+            self._is_padding = ~_stage_matrices(self._chunk_length, **is_used)
+            self._output_index, self._input_index = (
+                get_padded_positions(dims, self._chunk_length) for dims in (self.output_dims, self.input_dims))
+        self.to(self.D.device).reset_parameters()
 
     def reset_parameters(self):
-        """Draw all parameters anew, by the layer's initialisation, and mark the padding."""
+        """Draw all parameters anew, by the layer's initialisation."""
         # On the CPU, whatever the default device is, so that a seed means the same on all devices.
         with torch.device("cpu"):
             values = INITIALISATIONS[self.initialisation](self.input_dims, self.output_dims, self.statespace_dim)
-            is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
-                       for name, shapes in self.stage_shapes.items()}
-            self.register_buffer("_is_padding", ~_stage_matrices(self._chunk_length, **is_used), persistent=False)
-            for name, dims in (("_input_index", self.input_dims), ("_output_index", self.output_dims)):
-                self.register_buffer(name, get_padded_positions(dims, self._chunk_length), persistent=False)
-        self.to(self.D.device)._set_parameters(values)
+        self._set_parameters(values)
+
+    def _apply(self, fn, recurse=True):
+        """What .to, to_empty and the like call: the mask of the padding and the indices follow the parameters."""
+        super()._apply(fn, recurse)
+        device = next(self.parameters()).device
+        with torch.inference_mode(False):  # they may be kept for a backward pass later
+            for name in "_is_padding", "_output_index", "_input_index":
+                if getattr(self, name) is not None and device.type != "meta":
+                    setattr(self, name, getattr(self, name).to(device))
+        return self
 
     @classmethod
     def from_matrix(cls, matrix, statespace_dim, inputoutput_dim=1, bias=None):
@@ -133,11 +146,15 @@ class SemiseparableLayer(nn.Module):
     @classmethod
     def from_linear(cls, linear, statespace_dim, inputoutput_dim=1):
         """The SSS layer closest to an nn.Linear in the sense of from_matrix, with its bias, dtype, device and mode; its
-        parameters require gradients where those of the nn.Linear do."""
+        parameters require gradients where those of the nn.Linear do, or those behind a weight that is derived."""
+        with torch.no_grad():  # prune and weight_norm derive it in a forward pass, the last one before a step maybe
+            linear(linear.weight.new_empty(0, linear.in_features))
         layer = cls.from_matrix(linear.weight, statespace_dim, inputoutput_dim,
                                 bias=False if linear.bias is None else linear.bias)
+        trained = {name.removeprefix("parametrizations.").startswith("bias")
+                   for name, parameter in linear.named_parameters() if parameter.requires_grad}
         for name, parameter in layer.named_parameters():
-            parameter.requires_grad_((linear.bias if name == "bias" else linear.weight).requires_grad)
+            parameter.requires_grad_((name == "bias") in trained)
         return layer.train(linear.training)
 
     def to_linear(self):
@@ -188,15 +205,14 @@ class SemiseparableLayer(nn.Module):
     def _apply_matrix(self, u, bias):
         """T u + bias, (batch, n) -> (batch, n')"""
         M = _stage_matrices(self._chunk_length, self.A, self.B, self.C, self.D, self.E, self.F, self.G)
-        chunks = _merge_stages(M.masked_fill(self._is_padding, 0), self._chunk_length, *self.D.shape[1:],
+        # To the parameters' device: they move without _apply too, by load_state_dict(assign=True) or functional_call.
+        chunks = _merge_stages(M.masked_fill(self._is_padding.to(M.device), 0), self._chunk_length, *self.D.shape[1:],
                                self._output_index, self._input_index)
         chunks = [matrices.to(u.dtype) for matrices in chunks]
         bias = u.new_zeros(self.output_size) if bias is None else bias.to(u.dtype)
         if len(chunks) == 1:
             return functional.linear(u, chunks[0][0, :self.output_size, :self.input_size], bias)
-        # Compilers and functorch's transforms cannot see through what _ApplyChunks writes in place.
-        plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        return (_apply_chunks if plain else _ApplyChunks.apply)(self._runs, u, bias, *chunks)
+        return (_apply_chunks if _needs_plain_path(u) else _ApplyChunks.apply)(self._runs, u, bias, *chunks)
 
     def extra_repr(self):
         names = "input_size", "output_size", "statespace_dim", "inputoutput_dim", "nb_states"
@@ -272,7 +288,7 @@ def _merge_stages(M, S, p, m, output_index=None, input_index=None):
 
 def _take(matrices, index, dim):
     """Those rows, in dimension 1, or columns, in 2, of matrices (chunks, rows, columns) that the index has, if any."""
-    return matrices if index is None else torch.take_along_dim(matrices, index.unsqueeze(3 - dim), dim)
+    return matrices if index is None else matrices.take_along_dim(index.to(matrices.device).unsqueeze(3 - dim), dim)
 
 
 def _merge_pairs(M, d):
@@ -300,6 +316,13 @@ def _flush_denormals(matrices):
 
 
 # ---- step 3: applying the chunks ----
+
+def _needs_plain_path(values):
+    """Whether somebody looks on who cannot see through what _ApplyChunks writes in place: compilers, functorch,
+    forward-mode differentiation, or a batch of gradients (is_grads_batched, vectorize=True)."""
+    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(values))
+
 
 def _apply_chunks(runs, u, bias, *matrices):
     """T u + bias, (batch, n) -> (batch, n'), by the recursion over the chunks with matrices A .. G."""
@@ -340,9 +363,11 @@ class _ApplyChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         *saved, B_F, C_G, X = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated once more
+        if torch.is_grad_enabled() or _needs_plain_path(grad_y):  # the first: create_graph, a second derivative
             wanted = [tensor for tensor in saved if tensor.requires_grad]
-            gradients = iter(torch.autograd.grad(_apply_chunks(ctx.runs, *saved), wanted, grad_y, create_graph=True))
+            with torch.enable_grad():
+                y = _apply_chunks(ctx.runs, *saved)
+            gradients = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=torch.is_grad_enabled()))
             return None, *(next(gradients) if tensor.requires_grad else None for tensor in saved)
         (u, bias, A, _, _, D, E, _, _), grad_y, d = saved, grad_y.contiguous(), X.shape[1] // 2
         # 3c, backwards: gradients of the states through the outputs of their own chunk, (chunks, 2d, batch)

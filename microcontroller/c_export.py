@@ -24,6 +24,8 @@ from itertools import accumulate, groupby, pairwise
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.weight_norm import WeightNorm
 
 from benchmark_results import written_beside
 from checks import check_finite
@@ -55,13 +57,14 @@ def export_to_c(module, path, name="net", sample_inputs=None):
     :param name: C identifier with which all names begin, not ending in _test or _vector_net, as "net" has such
     :param sample_inputs: (batch, inputs) or (batch, channels, height, width); None: there is no net_test. PyTorch's
         scores are computed in float64, from the weights rounded to float32.
-    :raises ValueError: another module, a name that is no C identifier, samples of another shape, weights, samples or
-        scores that are complex, NaN, infinite or beyond float32
+    :raises ValueError: another module, or a forward hook on one, a name that is no C identifier, samples of another
+        shape, weights, samples or scores that are complex, NaN, infinite or beyond float32
     :raises OSError: the file cannot be written
     """
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*(?<!_test)(?<!_vector_net)", name):
         raise ValueError(f"name must be a C identifier that begins with a letter and does not end in _test or "
                          f"_vector_net, got {name!r}")
+    _recompute_weights(module)
     functions = _write_functions(module, name)
     test = ""
     if sample_inputs is not None:
@@ -81,6 +84,18 @@ def export_to_c(module, path, name="net", sample_inputs=None):
 
 
 # ---- nets ----
+
+@torch.no_grad()  # a tensor with a history cannot be copied
+def _recompute_weights(module):
+    """Weights that prune or weight_norm derive from parameters are those of the last forward pass: make them those of
+    the next one. Other hooks may compute anything."""
+    for where, submodule in module.named_modules():
+        for hook in (*submodule._forward_pre_hooks.values(), *submodule._forward_hooks.values()):
+            if not isinstance(hook, (prune.BasePruningMethod, WeightNorm)):
+                raise ValueError(f"export_to_c cannot write the forward hook {getattr(hook, '__qualname__', hook)} of "
+                                 f"{where or type(module).__name__}; remove it, or put what it does into the weights")
+            hook(submodule, ())
+
 
 def _write_functions(module, name):
     """[CFunction] of a net or a layer, in the order in which they are called."""

@@ -78,7 +78,7 @@ def choose_rates(runs):
     """The runs of each net at the learning rate of its highest mean validation accuracy, the lowest of equal ones."""
     means = runs.groupby([*NET, "learning_rate"])["best_val_accuracy"].mean().reset_index()  # rates ascend
     best = means.sort_values("best_val_accuracy", ascending=False, kind="stable").drop_duplicates(NET)
-    return runs.merge(best[[*NET, "learning_rate"]])
+    return runs[NET].drop_duplicates().merge(best[[*NET, "learning_rate"]]).merge(runs)
 
 
 def compare_nets(runs):

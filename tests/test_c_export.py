@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from microcontroller.c_export import _get_merged_stages, export_to_c
 from monarchmodels import MonarchLayer
@@ -187,6 +188,18 @@ def test_merged_stages_represent_the_same_matrix_with_no_more_entries_than_it_or
         assert sum(matrix.size for stage in stages for matrix in stage) <= min(T.size, nb_parameters)
 
 
+def test_pruned_weights_are_written_as_they_would_be_used_now(tmp_path):
+    X, texts, net = torch.randn(5, 6), [], TwoHiddenLayeredSSNet(6, 4, 9, 2)
+    for layer, name in ((net.hidden_layers[0], "D"), (net.output_layer, "weight")):
+        prune.l1_unstructured(layer, name, amount=0.3)
+    torch.optim.SGD(net.parameters(), 1.).step(lambda: net.scores(X).square().sum().backward())
+    for _ in range(2):
+        export_to_c(net, tmp_path / "net.h", sample_inputs=X)
+        texts.append((tmp_path / "net.h").read_text())
+        net(X)
+    assert texts[0] == texts[1]
+
+
 # ---- what is refused ----
 
 class OtherForward(StandardTHLFFNN):
@@ -216,6 +229,8 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
     (lambda: replace(conv(), "feature_extractor", nn.Flatten()), {}, "cannot write Flatten (feature_extractor)"),
     (lambda: replace(conv(), "feature_extractor.layers.2", nn.MaxPool2d(2)), {}, "feature_extractor whose layers"),
     (lambda: replace(conv(), "vector_net", conv()), {}, "cannot write StandardTHLConvNet (vector_net)"),
+    (lambda: (net := ffnn(), net.input_layer.register_forward_pre_hook(print))[0], {}, "hook print of input_layer;"),
+    (lambda: (net := conv(), net.register_forward_hook(print))[0], {}, "print of StandardTHLConvNet; remove it"),
     (lambda: set_weight(conv(), float("nan")), {}, "feature_extractor.layers.0.weight has entries that are complex"),
     (lambda: set_weight(nn.Linear(2, 2, dtype=torch.float64), 1e39), {}, "net_single_layer_weights has entries that"),
     *((ffnn, {"name": name}, f"got {name!r}") for name in (

@@ -11,6 +11,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import model_training
 from model_training import (_is_finished, get_accuracy_score, get_loss, get_loss_and_accuracy,
@@ -143,6 +144,14 @@ def test_training_in_special_cases_equals_the_protocol_written_plainly(case):
 def test_nets_with_dropout_batch_norm_and_frozen_parameters_train(layer, nb_samples, batch_size):
     net = make_net_with(layer).eval()  # trains in training mode all the same
     train_as_plainly(net, make_data(nb_samples), batch_size=batch_size, max_number_training_epochs=4)
+
+
+def test_pruned_nets_train():
+    net = make_net(TwoHiddenLayeredSSNet)
+    prune.l1_unstructured(net.hidden_layers[0], "D", amount=3)
+    start = copy.deepcopy(net.state_dict())
+    train(net)
+    assert all((value != start[name]).any() != name.endswith("mask") for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("settings", [dict(batch_size=7), {}, dict(softmax_twice=False)])
@@ -350,6 +359,12 @@ def test_hyperparameters_out_of_range_are_named(name, value):
 def test_a_net_without_scores_cannot_be_trained_with_one_softmax():
     with pytest.raises(ValueError, match="softmax_twice=False needs a net with a method scores"):
         get_loss_and_accuracy(make_net_with(nn.ReLU()), *make_data(), softmax_twice=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 33])
+def test_a_last_batch_of_one_sample_is_named_where_batch_norm_cannot_take_it(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size {batch_size} leaves a last batch of one"):
+        train(make_net_with(nn.BatchNorm1d(6)), batch_size=batch_size)
 
 
 def test_divergence_stops_training_with_an_error():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import realisation
 from realisation import get_random_glorot_uniform_matrix, get_stage_dims, hankel_singular_values, realise, to_matrix
@@ -78,6 +79,18 @@ def test_from_linear_is_the_same_map_in_the_same_mode_with_the_same_parameters_f
     assert layer.D.abs().max() > 0 and not torch.equal(layer(u), linear(u))
 
 
+@pytest.mark.parametrize("derive", [prune.identity, nn.utils.parametrizations.weight_norm])
+def test_from_linear_takes_a_derived_weight_as_it_is_now_and_trains_it(derive):
+    linear, u = derive(nn.Linear(12, 8, dtype=torch.float64), name="weight"), random_batch(5, 12)
+    with torch.no_grad():
+        linear(u)
+        for parameter in linear.parameters():
+            parameter.mul_(2)
+        layer = SemiseparableLayer.from_linear(linear, 8, 4)
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+    assert_equal(layer(u), linear(u))
+
+
 @pytest.mark.parametrize("make, dtype", [
     (lambda values: values.astype(int), torch.float32), (np.ndarray.tolist, torch.float32),
     (lambda values: np.broadcast_to(values, values.shape), torch.float64),
@@ -121,7 +134,8 @@ def test_hankel_singular_values_are_those_of_the_blocks(outputs, n):
 @pytest.mark.parametrize("matrix, d, is_lost", [
     (random_batch(100, 100), 3, False), (random_batch(90, 160), 3, False), (random_batch(160, 90), 3, False),
     (dense_matrix(make_layer(100, 3)).detach(), 3, False), (PAIRS, 4, False), (LOW_RANK, 2, False),
-    (LOW_RANK, 3, True), (LOW_RANK * 0, 3, True), (LOW_RANK + 1e-7 * random_batch(100, 100), 3, True)])
+    (LOW_RANK, 3, True), (LOW_RANK * 0, 3, True), (LOW_RANK + 1e-7 * random_batch(100, 100), 3, True),
+    (random_batch(100, 100) * 1e160, 3, True), (random_batch(100, 100) * 1e-160, 3, True)])
 def test_large_blocks_are_realised_by_squares_unless_singular_values_are_lost(matrix, d, is_lost, monkeypatch):
     expected, svd, decomposed = SemiseparableLayer.from_matrix(matrix, d).to_matrix(), torch.linalg.svd, []
     monkeypatch.setattr(realisation, "LARGEST_FULL_SIZE", 6 * d)
@@ -180,6 +194,11 @@ def test_a_seed_means_the_same_parameters_in_a_new_layer_another_dtype_and_after
     assert torch.equal(expected.D, reset.D) == (initialisation == "zeros")
     torch.manual_seed(3)
     reset.reset_parameters()
-    for value, same, precise in zip(expected.parameters(), reset.parameters(), double.parameters()):
-        assert torch.equal(same, value)
+    torch.set_default_dtype(torch.half)
+    try:
+        half = new_layer(3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for value, same, precise, coarse in zip(*map(nn.Module.parameters, (expected, reset, double, half))):
+        assert torch.equal(same, value) and torch.equal(coarse, value.half())
         assert_equal(precise.float(), value, 1e-6)

@@ -5,7 +5,10 @@ import io
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp, vmap
+from torch.autograd.functional import jacobian
+from torch.func import functional_call, grad, jvp, linearize, vmap
+from torch.nn.utils import skip_init
+from torch.optim.swa_utils import AveragedModel
 
 from semiseparablemodels import SemiseparableLayer
 from sss_reference import (assert_equal, assert_outputs_and_gradients_equal, dense_matrix, make_layer,
@@ -101,6 +104,20 @@ def test_state_dict_has_the_eight_parameters_and_copies_compute_the_same(chunk_s
         assert torch.equal(other(u), expected)
 
 
+@EITHER_SIZE
+def test_no_way_of_filling_or_averaging_the_parameters_changes_more_than_these(n, outputs, chunk_size):
+    layer, u = make_layer(n, 2, output_size=outputs), random_batch(5, n)
+    skipped = skip_init(SemiseparableLayer, n, 2, output_size=outputs, dtype=torch.float64)
+    assigned = SemiseparableLayer(n, 2, output_size=outputs, device="meta")
+    skipped.load_state_dict(layer.state_dict())
+    assigned.load_state_dict(layer.state_dict(), assign=True)
+    averaged = AveragedModel(layer, use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(layer)
+    for other in (skipped, assigned, averaged):
+        assert torch.equal(other(u), layer(u))
+
+
 @EVERY_CHUNKING
 def test_nothing_is_kept_from_one_forward_to_the_next(chunk_size):
     layer, u, v = make_layer(22, 2), random_batch(5, 22), random_batch(3, 22, seed=2)
@@ -130,6 +147,19 @@ def test_functorch_transforms_equal_those_of_the_recursion(n, outputs, chunk_siz
         assert_equal(per_sample[name].sum(0), gradient)
     assert_equal(vmap(layer)(u), y)
     assert_equal(jvp(layer, (u,), (tangent,))[1], tangent @ dense_matrix(layer).mT)
+
+
+@EITHER_SIZE
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by linearize
+def test_forward_mode_and_batched_gradients_give_the_matrix(n, outputs, chunk_size):
+    layer, u = make_layer(n, 2, output_size=outputs), random_batch(n).requires_grad_()
+    T, y = dense_matrix(layer), layer(u)
+    for strategy in ("forward-mode", "reverse-mode"):
+        assert_equal(jacobian(layer, u, vectorize=True, strategy=strategy), T)
+    assert_equal(linearize(layer, u.detach())[1](u.detach()), T @ u)
+    assert_equal(vmap(lambda row: torch.autograd.grad(y, u, row, retain_graph=True)[0])(torch.eye(outputs).double()), T)
+    batched, = torch.autograd.grad(y, layer.D, torch.eye(outputs).double(), is_grads_batched=True)
+    assert_equal(batched.sum(0), torch.autograd.grad(layer.recursion(u).sum(), layer.D)[0])
 
 
 @pytest.mark.parametrize("chunk_size", [2], indirect=True)
