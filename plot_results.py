@@ -168,11 +168,9 @@ def compare_with_dense(results, baseline=DENSE):
         # A column per family, a row per iteration, NaN where one lacks the other.
         accuracies = runs[(runs[BLOCK] == list(key)).all(axis=1)].pivot(
             index="iteration", columns="model_name", values="test_accuracy").reindex(columns=families["model_name"])
-        sizes = families.set_index("model_name")["nb_model_parameters"].drop(baseline)
-        others = accuracies.drop(columns=baseline)
-        block = compare_in_pairs(others, accuracies[[baseline] * others.shape[1]])
-        block.insert(4, "nb_model_parameters", sizes)
-        block.insert(5, "parameter_ratio", sizes / families["nb_model_parameters"][families["model_name"] == baseline].item())
+        others, sizes = accuracies.drop(columns=baseline), families.set_index("model_name")["nb_model_parameters"]
+        block = compare_in_pairs(others, accuracies[[baseline] * others.shape[1]]).assign(
+            nb_model_parameters=sizes, parameter_ratio=sizes / sizes[baseline])
         blocks.append(families[IDENTITY].merge(block, on="model_name"))
     return pd.concat(blocks, ignore_index=True)
 
@@ -216,6 +214,19 @@ def make_figure(width, height):
 def save_figure(figure, path, dpi=100):
     """Write a figure to a .png file; the same figure gives the same bytes."""
     figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def write_labels(ax, x, points):
+    """Write the names of points (name, x, y, colour) in a column at x, near their heights, with a thin line to each."""
+    points = sorted(points, key=lambda point: point[2])
+    heights, gap = np.array([y for _, _, y, _ in points]), 0.05 * np.ptp(ax.get_ylim())
+    for _ in range(1000):  # neighbours that are too near push each other apart
+        overlaps = np.clip(gap - np.diff(heights), 0, None) / 2
+        heights += np.append(0, overlaps) - np.append(overlaps, 0)
+    for (name, *xy, color), height in zip(points, heights):
+        ax.annotate(name, xy, (x, height), fontsize=8, color=color, va="center",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                    arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5, "shrinkB": 3})
 
 
 def format_family(model_name):

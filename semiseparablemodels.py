@@ -94,7 +94,7 @@ class SemiseparableLayer(nn.Module):
                           f"parameters, more than twice as many as a dense matrix; its second argument is "
                           f"statespace_dim, the number of outputs is the keyword output_size", stacklevel=2)
         self._chunk_length, self._runs = _get_chunks(self.input_dims, self.output_dims, d)
-        # No buffers: skip_init empties those, load_state_dict leaves them on the meta device, AveragedModel averages them.
+        # No buffers: skip_init empties those, load_state_dict leaves them on the meta device, averages change them.
         with torch.device("cpu"):
             is_used = {name: get_used_entries(shapes, getattr(self, name).shape)
                        for name, shapes in self.stage_shapes.items()}

@@ -1,123 +1,86 @@
-"""The three figures of docs/results.md, of the numbers in results.json."""
+"""The three figures of docs/results.md, of the numbers in results.json: pendigits at share 0.1, 95 % intervals."""
 
 import re
 
-import numpy as np
+import pandas as pd
 
-from plot_results import DENSE, format_family, get_family_style, make_figure, save_figure
-
-PAPER, TUNED = "as in the paper", "tuned"
+from plot_results import DENSE, format_family, get_family_style, make_figure, save_figure, write_labels
 
 
 def draw_figures(numbers, folder):
-    """study_widths.png, study_initial_matrix.png and study_differences.png"""
-    for name, draw in (("widths", draw_widths), ("initial_matrix", draw_initial_matrix),
-                       ("differences", draw_differences)):
-        save_figure(draw(numbers), folder / f"study_{name}.png", dpi=200)
+    """study_widths.png, study_initial_matrix.png, study_differences.png"""
+    nets, comparisons = (pd.DataFrame(numbers[key]).query("dataset == 'pendigits' and share == 0.1")
+                         for key in ("nets", "comparisons"))
+    save_figure(draw_widths(nets), folder / "study_widths.png", dpi=200)
+    save_figure(draw_initial_matrix(nets, numbers["initial_scales"]), folder / "study_initial_matrix.png", dpi=200)
+    save_figure(draw_differences(nets, comparisons), folder / "study_differences.png", dpi=200)
 
 
-def make_panels(size, nb_panels, x_label, y_label, **arguments):
-    figure = make_figure(*size)
-    axes = figure.subplots(1, nb_panels, squeeze=False, **arguments)[0]
-    for ax in axes:
+def make_panels(titles, x_label, y_label):
+    figure = make_figure(10 if len(titles) > 1 else 7, 4.5)
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for ax, title in zip(axes, titles):
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(x_label, fontsize=9)
         ax.grid(alpha=0.25)
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_xlabel(x_label, fontsize=9)
     axes[0].set_ylabel(y_label, fontsize=9)
     return figure, axes
 
 
-def write_labels(ax, x, labels, gap):
-    """Write texts {text: (x, y, colour)} in a column at x, as near to the height of their points as `gap` between two
-    of them allows, each with a thin line to its point."""
-    entries = sorted(labels.items(), key=lambda entry: entry[1][1])
-    heights = np.array([y for _, (_, y, _) in entries], dtype=float)
-    for _ in range(1000):  # neighbours that are too near push each other apart
-        overlap = np.clip(gap - np.diff(heights), 0, None) / 2
-        heights[:-1] -= overlap
-        heights[1:] += overlap
-    for (text, (x_point, y_point, color)), height in zip(entries, heights):
-        ax.annotate(text, (x_point, y_point), (x, height), fontsize=8, color=color, va="center", ha="left",
-                    arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3})
+def plot(ax, x, y, half_widths, model_name, line_style, name=None, **style):
+    """Points with bars; the last one, for write_labels: name, x, y, colour."""
+    color = get_family_style(re.sub(r"standard_as_ss_(\d+)", r"ss_\1_dim", model_name))["color"]
+    ax.errorbar(x, y, half_widths, fmt=line_style, color=color, elinewidth=0.6, markersize=5, **style)
+    return name or format_family(model_name), max(x), y[-1], color
 
 
-def draw_widths(numbers):
-    """Test accuracy against number of parameters, pendigits, share 0.1: a line per structure over numbers of neurons,
-    a panel per protocol; bars are 95 % intervals."""
-    figure, axes = make_panels((10, 4.6), 2, "parameters of the net", "test accuracy")
-    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
-
-    for ax, protocol in zip(axes, (PAPER, TUNED)):
-        lines, labels = {}, {}
-        for row in select(numbers["nets"], protocol):
-            if not re.match("standard_.*_|rank_[135]$", row["model_name"]):
-                lines.setdefault(format_structure(row["model_name"]), []).append(row)
-        for structure, rows in lines.items():
-            rows.sort(key=lambda row: row["nb_model_parameters"])
-            x, y, bars = ([row[key] for row in rows] for key in (
-                "nb_model_parameters", "test_accuracy_mean", "interval_half_width"))
-            color = get_family_style(rows[0]["model_name"])["color"]
-            ax.errorbar(x, y, bars, color=color, linewidth=2 if structure == "dense" else 1.2, elinewidth=0.6,
-                        marker="o", markersize=3)
-            labels[structure] = x[-1], y[-1], color
+def draw_widths(nets):
+    """Test accuracy against number of parameters, a line per structure, a panel per protocol."""
+    figure, axes = make_panels(nets["protocol"].unique(), "parameters", "test accuracy")
+    nets = nets[nets["model_name"].str.fullmatch(r"standard_nn|ss_\d_dim|rank_8|monarch_\d+")]
+    for (_, panel), ax in zip(nets.sort_values("nb_model_parameters").groupby("protocol", sort=False), axes):
+        names = panel["model_name"].map(format_family).str.replace(r"Monarch \d+", "Monarch", regex=True)
+        ends = [plot(ax, *line[["nb_model_parameters", "test_accuracy_mean", "interval_half_width"]].to_numpy().T,
+                     line["model_name"].iloc[0], ".-", name, linewidth=2 if name == "dense" else 1.2)
+                for name, line in panel.groupby(names)]
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(FixedLocator([1e3, 2e3, 5e3, 1e4, 2e4, 5e4]))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.set_title(protocol, fontsize=10)
-        low, high = ax.get_ylim()
-        write_labels(ax, 6e4, labels, 0.05 * (high - low))
-        ax.set_xlim(None, 1.6e5)
+        ax.set_xticks([1e3, 2e3, 5e3, 1e4, 2e4, 5e4], ["1k", "2k", "5k", "10k", "20k", "50k"])
+        ax.set_xlim(None, 1.5e5)
+        write_labels(ax, 6e4, ends)
     return figure
 
 
-def draw_initial_matrix(numbers):
-    """Test accuracy of nets of 200 neurons against the scale of their initial matrix, in the paper's protocol."""
-    figure, (ax,) = make_panels((7, 4.6), 1, "root mean square of the initial hidden matrix, in % of Glorot's",
-                                "test accuracy")
-    nets = {row["model_name"]: row for row in select(numbers["nets"], PAPER) if row["nb_neurons"] == 200}
-    scaled = {100: nets[DENSE], **{int(name.split("_")[-1]): row for name, row in nets.items()
-                                   if name.startswith("standard_scaled")}}
-    plot_points(ax, sorted(scaled), [scaled[scale] for scale in sorted(scaled)], "#000000", "-o", "dense, scaled", (8, 8))
-    for d in (1, 2, 5):
-        scale, color = 100 * numbers["initial_scales"][str(d)], get_family_style(f"ss_{d}_dim")["color"]
-        plot_points(ax, [scale - 0.4], [nets[f"ss_{d}_dim"]], color, "s", f"SSS-{d}", (-8, 0))
-        plot_points(ax, [scale + 0.4], [nets[f"standard_as_ss_{d}"]], color, "o", f"dense as SSS-{d}", (8, 0))
+def draw_initial_matrix(nets, initial_scales):
+    """Test accuracy of nets of 200 neurons, in the paper's protocol, against the scale of their initial matrix."""
+    figure, (ax,) = make_panels(["as in the paper, 200 neurons"], "root mean square of the initial hidden matrix, in % "
+                                "of the Glorot-uniform one's", "test accuracy")
+    nets = nets.query("protocol == 'as in the paper' and nb_neurons == 200").set_index("model_name")
+    nets = nets[["test_accuracy_mean", "interval_half_width"]]
+    scaled = nets.loc[[*(f"standard_scaled_{p}" for p in (0, 10, 25, 58)), DENSE]]
+    plot(ax, [0, 10, 25, 58, 100], *scaled.to_numpy().T, DENSE, "o-")
+    ax.annotate("dense, scaled", (79, scaled.iloc[-1, 0]), fontsize=8, va="top", ha="center")
+    write_labels(ax, 42, [
+        plot(ax, [100 * scale + shift], *nets.loc[[name]].to_numpy().T, name, style, mfc=fill)
+        for d, scale in initial_scales.items() for name, shift, style, fill in (  # those that start alike side by side
+            (f"ss_{d}_dim", -0.4, "s", None), (f"standard_as_ss_{d}", 0.4, "D", "white"))])
     return figure
 
 
-def plot_points(ax, x, rows, color, style, label, offset):
-    y, bars = ([row[key] for row in rows] for key in ("test_accuracy_mean", "interval_half_width"))
-    ax.errorbar(x, y, bars, color=color, fmt=style, markersize=5, elinewidth=0.8, capsize=2)
-    ax.annotate(label, (x[-1], y[-1]), offset, textcoords="offset points", color=color, fontsize=8,
-                ha="left" if offset[0] > 0 else "right", va="center")
-
-
-def draw_differences(numbers):
-    """Difference to the dense net of as many neurons against the ratio of parameters, pendigits, share 0.1, tuned; bars
-    are 95 % intervals, filled points have a verdict."""
-    figure, axes = make_panels((10, 4.6), 2, "parameters, in % of the dense net's",
-                               "test accuracy minus the dense net's", sharey=True)
-    sizes = {(row["nb_neurons"], row["model_name"]): row["nb_model_parameters"] for row in select(numbers["nets"], TUNED)}
-    for ax, nb_neurons in zip(axes, (50, 200)):
+def draw_differences(nets, comparisons):
+    """Difference to the dense net of as many neurons against the ratio of parameters, tuned, of 50 and 200 neurons."""
+    figure, axes = make_panels(["tuned, 50 neurons", "tuned, 200 neurons"], "parameters, in % of the dense net's",
+                               "test accuracy minus the dense net's")
+    rows = comparisons.query("question == 'structure' and protocol == 'tuned' and model_name != 'rank_1'")  # far below
+    for nb_neurons, ax in zip((50, 200), axes):
+        sizes = nets[nets["nb_neurons"] == nb_neurons].groupby("model_name")["nb_model_parameters"].first()
+        points = [plot(ax, [100 * sizes[row.model_name] / sizes[DENSE]], [row.difference_mean],
+                       [row.interval_high - row.difference_mean], row.model_name, "o",
+                       mfc="white" if row.verdict == "undecided" else None)
+                  for row in rows[rows["nb_neurons"] == nb_neurons].itertuples()]
         ax.axhline(0, color="#000000", linewidth=1)
-        for row in select(numbers["comparisons"], TUNED):
-            if row["question"] == "structure" and row["nb_neurons"] == nb_neurons and row["model_name"] != "rank_1":
-                color = get_family_style(row["model_name"])["color"]
-                x = 100 * sizes[nb_neurons, row["model_name"]] / sizes[nb_neurons, DENSE]
-                ax.errorbar(x, row["difference_mean"], (row["interval_high"] - row["interval_low"]) / 2, color=color,
-                            fmt="o", markerfacecolor="white" if row["verdict"] == "undecided" else color)
-                ax.annotate(format_structure(row["model_name"]), (x, row["difference_mean"]), (5, 4),
-                            textcoords="offset points", fontsize=8, color=color)
-        ax.set_title(f"{nb_neurons} neurons", fontsize=10)
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + 0.3 * (high - low))
+        write_labels(ax, high + 0.05 * (high - low), points)
     return figure
-
-
-def select(rows, protocol):
-    """Those of pendigits at share 0.1."""
-    return [row for row in rows if (row["protocol"], row["dataset"], row["share"]) == (protocol, "pendigits", 0.1)]
-
-
-def format_structure(model_name):
-    return re.sub("Monarch.*", "Monarch", format_family(model_name))

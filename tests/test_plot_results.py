@@ -36,7 +36,8 @@ def test_a_run_with_a_finite_accuracy_is_a_row_of_the_frame_in_the_order_of_the_
     assert list(frame.iloc[:, :5].itertuples(index=False, name=None)) == order
     assert frame.iloc[20].to_dict() == {
         "dataset": "a", "share": 0.5, "nb_neurons": 20, "model_name": "unnamed", "iteration": 1,
-        "nb_model_parameters": 77, "nb_epochs": 8, "test_accuracy": 0.25, "test_loss": 2.0, "training_time": 0.5}
+        "nb_model_parameters": 77, "nb_epochs": 8, "best_val_accuracy": 0.4, "test_accuracy": 0.25, "test_loss": 2.0,
+            "training_time": 0.5}
 
 
 def test_the_table_as_text_equal_means_are_both_best_and_runs_without_a_finite_accuracy_have_failed():
