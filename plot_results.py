@@ -145,32 +145,32 @@ def format_summary_table(results):
     return "\n".join(lines)
 
 
-def compare_with_dense(results, baseline=DENSE):
+def compare_with_dense(results):
     """Does a family test better than the dense net? One row per dataset, share, number of neurons and family.
 
     Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.
 
     - dataset, share, nb_neurons, model_name, nb_pairs, nb_model_parameters
-    - difference_mean: mean over the pairs of the test accuracy minus the baseline's
+    - difference_mean: mean over the pairs of the test accuracy minus the dense net's
     - interval_low, interval_high: 95 % t interval of that mean, of this family alone, NaN for fewer than two pairs
-    - parameter_ratio: to the baseline's
+    - parameter_ratio: to the dense net's
     - p_value: of the paired t test, raised as Holm does it for the number of families with the same dataset, share and
       number of neurons; NaN for fewer than five pairs, which are not tested
     - verdict: "better" or "worse" if p_value < 0.05, else "undecided"
 
     So where no family differs from the dense net, at most 5 % of the blocks have a verdict; of the intervals of many
-    families one misses 0 by chance. Verdicts are about this training and test set. ValueError if there is no baseline.
+    families one misses 0 by chance. Verdicts are about this training and test set. ValueError without a dense net.
     """
     runs, blocks = results_to_dataframe(results), []
     for key, families in summary_table(results).groupby(BLOCK, sort=False):
-        if baseline not in list(families["model_name"]):
-            raise ValueError(f"the sweep has no family {baseline!r}, but {', '.join(results['model_names'])}")
+        if DENSE not in list(families["model_name"]):
+            raise ValueError(f"the sweep has no family {DENSE!r}, but {', '.join(results['model_names'])}")
         # A column per family, a row per iteration, NaN where one lacks the other.
         accuracies = runs[(runs[BLOCK] == list(key)).all(axis=1)].pivot(
             index="iteration", columns="model_name", values="test_accuracy").reindex(columns=families["model_name"])
-        others, sizes = accuracies.drop(columns=baseline), families.set_index("model_name")["nb_model_parameters"]
-        block = compare_in_pairs(others, accuracies[[baseline] * others.shape[1]]).assign(
-            nb_model_parameters=sizes, parameter_ratio=sizes / sizes[baseline])
+        others, sizes = accuracies.drop(columns=DENSE), families.set_index("model_name")["nb_model_parameters"]
+        block = compare_in_pairs(others, accuracies[[DENSE] * others.shape[1]]).assign(
+            nb_model_parameters=sizes, parameter_ratio=sizes / sizes[DENSE])
         blocks.append(families[IDENTITY].merge(block, on="model_name"))
     return pd.concat(blocks, ignore_index=True)
 
@@ -323,17 +323,15 @@ def _plot_against_size(results, points, runs, x_format, x_label, y_label, legend
     return figure
 
 
-def plot_accuracy(results, model_names=None):
+def plot_accuracy(results):
     """Test accuracy against number of parameters, one panel per dataset and share.
 
     A marker is the mean over a family's runs with its 95 % t interval, the pale dashes are the single runs. The line of
     the dense net is what a family has to beat: its mean, or with several numbers of neurons, each written at its
     marker, its means connected: a family above the line is more accurate than a narrower dense net of as many
-    parameters. The axis is logarithmic where it spans more than a factor of four. model_names: the families to show.
+    parameters. The axis is logarithmic where it spans more than a factor of four.
     """
     runs, table = results_to_dataframe(results), summary_table(results).dropna(subset=["test_accuracy_mean"])
-    if model_names is not None:
-        runs, table = (frame[frame["model_name"].isin(model_names)] for frame in (runs, table))
     quantiles = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, table["nb_runs"] - 1)
     points = table.assign(x=table["nb_model_parameters"], y=table["test_accuracy_mean"], is_filled=True,
                           half_width=quantiles * table["test_accuracy_sd"] / np.sqrt(table["nb_runs"]))

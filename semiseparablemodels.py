@@ -88,7 +88,6 @@ class SemiseparableLayer(nn.Module):
         self.stage_shapes = get_stage_shapes(self.input_dims, self.output_dims, statespace_dim)
         nb_used = {name: sum(rows * columns for rows, columns in shapes) for name, shapes in self.stage_shapes.items()}
         self.padding_sizes = {name: getattr(self, name).numel() - size for name, size in nb_used.items()}
-        # Whoever names output_size does not take the second argument for it, which stands there in nn.Linear.
         if output_size is None and sum(nb_used.values()) > 2 * input_size ** 2:
             warnings.warn(f"SemiseparableLayer({input_size}, {statespace_dim}, ..) has {sum(nb_used.values()):,} "
                           f"parameters, more than twice as many as a dense matrix; its second argument is "
@@ -318,8 +317,7 @@ def _flush_denormals(matrices):
 # ---- step 3: applying the chunks ----
 
 def _needs_plain_path(values):
-    """Whether somebody looks on who cannot see through what _ApplyChunks writes in place: compilers, functorch,
-    forward-mode differentiation, or a batch of gradients (is_grads_batched, vectorize=True)."""
+    """Whether compilers, functorch, forward mode or batched gradients look on, who cannot see what is done in place."""
     return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(values))
 
@@ -399,8 +397,7 @@ class _ApplyChunks(torch.autograd.Function):
 
 
 def _recur(states, matrices, added, reverse=False):
-    """states[k + 1] = matrices[k] states[k] + added[k], in place, for (K, d, batch), (K, d, d), (K, d, batch); with
-    reverse=True it is states[k - 1]."""
+    """In place states[k + 1], with reverse states[k - 1], = matrices[k] states[k] + added[k]; matrices are (K, d, d)."""
     stages = list(zip(states.unbind(), matrices.unbind(), added.unbind()))[::-1 if reverse else 1]
     for (state, matrix, addend), (next_state, _, _) in pairwise(stages):
         torch.addmm(addend, matrix, state, out=next_state)
