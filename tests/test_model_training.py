@@ -146,10 +146,12 @@ def test_nets_with_dropout_batch_norm_and_frozen_parameters_train(layer, nb_samp
     train_as_plainly(net, make_data(nb_samples), batch_size=batch_size, max_number_training_epochs=4)
 
 
-def test_pruned_nets_train():
+def test_pruned_nets_train_and_have_as_many_parameters():
     net = make_net(TwoHiddenLayeredSSNet)
-    prune.l1_unstructured(net.hidden_layers[0], "D", amount=3)
+    nb_parameters = get_nb_model_parameters(net)
+    prune.l1_unstructured(net.hidden_layers[0], "A", amount=3)
     start = copy.deepcopy(net.state_dict())
+    assert get_nb_model_parameters(net) == nb_parameters
     train(net)
     assert all((value != start[name]).any() != name.endswith("mask") for name, value in net.state_dict().items())
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
-from torch.nn.utils import prune
-from torch.nn.utils.parametrizations import weight_norm
 
 import semiseparablemodels
 from model_training import get_nb_model_parameters
@@ -152,17 +150,6 @@ def test_what_stands_in_the_padding_changes_nothing(n, outputs, d, m, chunk_size
             getattr(disturbed, name)[is_padding] = torch.nan
     for function in (disturbed, disturbed.recursion):
         assert_outputs_and_gradients_equal(disturbed, function, by_definition(disturbed))
-
-
-def test_weight_norm_and_pruning_leave_the_layer_what_it_is():
-    layer, u = make_layer(22, 3), random_batch(5, 22)
-    nb_parameters = get_nb_model_parameters(layer)
-    pruned = prune.l1_unstructured(copy.deepcopy(layer), "A", amount=0.)
-    normed = weight_norm(copy.deepcopy(layer), "A")
-    assert get_nb_model_parameters(pruned) == nb_parameters
-    assert get_nb_model_parameters(normed) == nb_parameters + len(normed.parametrizations.A.original0)
-    for other in (pruned, normed):
-        assert_equal(other(u), layer.recursion(u))
 
 
 # ---- sizes and number of parameters ----
