@@ -291,7 +291,7 @@ def test_what_cannot_be_loaded_or_run_is_recorded_and_tried_again_and_the_rest_g
                              reason="RuntimeError: cosmic ray") for i in range(2)]
     assert "pendigits.tra" in capsys.readouterr().out
     assert sweep() == 0
-    assert "2 recorded failures are tried again" in capsys.readouterr().out
+    assert "4 of 6 runs are there, 2 to do" in capsys.readouterr().out
     assert results()["digits"][0.05] == reference["digits"][0.05]
 
 
