@@ -193,13 +193,6 @@ def test_pruned_weights_are_written_as_they_would_be_used_now(tmp_path):
     assert texts[0] == texts[1]
 
 
-# ---- what is refused ----
-
-class OtherForward(StandardTHLFFNN):
-    def forward(self, X):
-        return super().forward(2 * X)
-
-
 def replace(module, where, other):
     setattr(module.get_submodule(where.rpartition(".")[0]), where.rpartition(".")[2], other)
     return module
@@ -216,7 +209,7 @@ ffnn, conv = partial(StandardTHLFFNN, 6, 4, 9), partial(StandardTHLConvNet, IMAG
 @pytest.mark.parametrize("make, arguments, message", [
     (lambda: nn.Sequential(nn.Linear(6, 4)), {},
      "cannot write Sequential, only Linear, SemiseparableLayer, Rank1Layer, MonarchLayer, FeedForwardNet"),
-    (lambda: OtherForward(6, 4, 9), {}, "cannot write OtherForward"),
+    (lambda: type("OtherForward", (StandardTHLFFNN,), {"forward": print})(6, 4, 9), {}, "cannot write OtherForward"),
     (lambda: replace(ffnn(), "hidden_layers.0", nn.LayerNorm(9)), {}, "cannot write LayerNorm (hidden_layers.0)"),
     (lambda: replace(ffnn(), "output_layer", nn.Linear(8, 4)), {}, "hidden_layers.0 has 9 outputs, but output_layer"),
     (lambda: replace(conv(), "feature_extractor", nn.Flatten()), {}, "cannot write Flatten (feature_extractor)"),

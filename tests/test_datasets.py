@@ -316,8 +316,6 @@ def test_each_channel_is_standardised_over_the_share_and_constant_ones_become_ze
     assert np.array_equal(y_train, data[1][:15]) and np.array_equal(y_test, data[3])
 
 
-# ---- names ----
-
 def load_my_own_data(datasets_folder):
     raise NotImplementedError
 

@@ -248,7 +248,7 @@ def test_training_runs_on_the_device_of_the_model():
     assert all(parameter.is_cuda for parameter in net.parameters())
 
 
-# ---- evaluation ----
+# ---- evaluation, number of parameters ----
 
 def test_evaluation_is_in_evaluation_mode_without_gradients_and_in_parts():
     net, (X, y), sizes = make_net_with(nn.Dropout(0.9)), make_data(), []
@@ -298,8 +298,6 @@ def test_accuracy_is_the_share_of_most_probable_classes():
         accuracy = get_accuracy_score(convert([0, 1, 1, 2]), convert(y_pred))
         assert type(accuracy) is float and accuracy == 0.5
 
-
-# ---- number of parameters ----
 
 def test_frozen_parameters_count_unless_told_otherwise_and_padding_never():
     net = make_net(TwoHiddenLayeredSSNet)

@@ -28,8 +28,6 @@ EVERY_SIZE = pytest.mark.parametrize("n, outputs, d, m", [
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], indirect=True)
 
 
-# ---- the layer is the matrix of its definition ----
-
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 16], indirect=True)
 @EVERY_SIZE
 def test_forward_recursion_and_every_gradient_equal_those_of_the_definition(n, outputs, d, m, chunk_size):
@@ -123,8 +121,6 @@ def test_products_of_small_A_k_underflow_to_zero_and_the_layer_stays_exact(n, dt
     assert nb_denormals() > 0  # there are some to remove
 
 
-# ---- padding ----
-
 @EVERY_CHUNKING
 @pytest.mark.parametrize("initialisation", ["realisation", "direct"])
 def test_padding_is_zero_has_zero_gradients_and_stays_zero_under_adam(initialisation, chunk_size):
@@ -152,8 +148,6 @@ def test_what_stands_in_the_padding_changes_nothing(n, outputs, d, m, chunk_size
         assert_outputs_and_gradients_equal(disturbed, function, by_definition(disturbed))
 
 
-# ---- sizes and number of parameters ----
-
 @EVERY_SIZE
 def test_number_of_parameters_is_that_of_the_true_entries(n, outputs, d, m):
     layer = SemiseparableLayer(n, d, m, output_size=outputs, initialisation="zeros")
@@ -171,8 +165,6 @@ def test_nets_have_the_published_numbers_of_parameters():
     nets += [TwoHiddenLayeredSSNet(16, 10, 50, d, initialisation="zeros") for d in range(1, 6)]
     assert [get_nb_model_parameters(net) for net in nets] == [3910, 1510, 1752, 2220, 2848, 3620, 4520]
 
-
-# ---- arguments and inputs that do not fit ----
 
 @pytest.mark.parametrize("arguments, message", [
     (dict(inputoutput_dim=3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 8"),
