@@ -233,14 +233,11 @@ def test_more_datasets_iterations_widths_shares_and_models_extend_the_file(sweep
 def test_changed_data_and_code_are_noticed_even_if_all_runs_are_there(sweep, results, monkeypatch, capsys):
     sweep()
     before = results()
-
-    def load_digits_data(datasets_folder):
-        return load_own_data(datasets_folder)
-
-    sweep(dataset_loading_functions=[load_digits_data])
+    monkeypatch.setattr(load_own_data, "__name__", "load_digits_data")
+    sweep(dataset_loading_functions=[load_own_data])
     assert "the data of digits have changed" in capsys.readouterr().out and results() != before
     monkeypatch.setitem(benchmark.MODEL_FAMILIES, r"rank_([1-9]\d*)", benchmark.MODEL_FAMILIES["standard_nn"])
-    sweep(dataset_loading_functions=[load_digits_data])
+    sweep(dataset_loading_functions=[load_own_data])
     out = capsys.readouterr().out
     assert "4 of 6 runs are there, 2 to do; the code of rank_1 has changed; the old file is kept as" in out
 

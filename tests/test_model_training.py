@@ -198,6 +198,7 @@ def test_arguments_and_defaults_are_the_papers():
     # an improvement of exactly the threshold goes on
     ([0.5] * 300 + [0.75] * 10, dict(improvement=0.25), False),
     ([0.5] * 300 + [math.nextafter(0.75, 0)] * 10, dict(improvement=0.25), True),
+    ([0.5] * 310, dict(improvement=0), False),
     # the best of the last epochs against the best of all earlier ones
     ([0.5] * 300 + [0.1] * 4 + [0.6] + [0.1] * 5, {}, False), ([0.9] + [0.5] * 300 + [0.6] * 10, {}, True),
     ([0.5] * 299 + [0.6] * 20, dict(patience=20), False), ([0.5] * 299 + [0.6] * 21, dict(patience=20), True),

@@ -29,8 +29,7 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
     results = make_results(models=["standard_nn", "ss_1_dim", "ss_2_dim", "rank_1"], nb_iterations=5)
     set_accuracies(results, standard_nn=[0.5] * 5, ss_1_dim=[0.4] * 5, ss_2_dim=[0.75] * 5, rank_1=[0.1] * 5)
     (tmp_path / "benchmark_result.p").write_bytes(pickle.dumps(results))
-    path = [str(PROJECT), os.environ.get("PYTHONPATH")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no start-up files of the user
     # Without directories of kernels to search, "python3" is the interpreter that runs this test.

@@ -46,15 +46,6 @@ def test_forward_and_every_gradient_of_large_layers_equal_the_recursion(n, outpu
     assert_outputs_and_gradients_equal(layer, layer, layer.recursion)
 
 
-# The rule: sqrt(inputs outputs) of a chunk is at least 32 and at least 4 d, up to the power of two; 128 are one chunk.
-@pytest.mark.parametrize("n, outputs, d, chunk_length, nb_runs", [
-    (128, 128, 1, 128, 1), (129, 129, 1, 32, 2), (160, 160, 1, 32, 1), (129, 129, 20, 128, 2), (784, 256, 4, 32, 2),
-    (70, 290, 3, 16, 3)])
-def test_chunks_are_as_large_as_is_fast_and_equal_ones_share_a_run(n, outputs, d, chunk_length, nb_runs):
-    layer = SemiseparableLayer(n, d, output_size=outputs, initialisation="zeros")
-    assert (layer._chunk_length, len(layer._runs)) == (chunk_length, nb_runs)
-
-
 @pytest.mark.parametrize("n, outputs, d, m", [(1, 1, 1, 1), (144, 144, 5, 12), (22, 13, 3, 1)])
 def test_to_matrix_is_the_dense_matrix_and_differentiable(n, outputs, d, m):
     layer = make_layer(n, d, m, output_size=outputs)
@@ -169,7 +160,6 @@ def test_nets_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize("arguments, message", [
     (dict(inputoutput_dim=3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 8"),
     (dict(statespace_dim=1.5), "statespace_dim must be an integer of 1 or more, got 1.5"),
-    (dict(output_size=0), "output_size must be an integer of 1 or more, got 0"),
     (dict(initialisation="glorot"), "initialisation must be one of 'realisation', 'direct', 'zeros', got 'glorot'")])
 def test_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
