@@ -28,7 +28,7 @@ DUMMY_RECORD = ",".join(["0"] * 38)
 
 
 def make_dataset(name):
-    """Small files of the official format, {path: bytes}, and the (X_train, y_train), (X_test, y_test) that they hold."""
+    """Small files in the official format {path: bytes}, and the (X_train, y_train), (X_test, y_test) that they hold."""
     rng = np.random.default_rng(0)
     if name == "pendigits":
         parts = [(rng.integers(101, size=(n, 16)), np.arange(n) % 10) for n in (7494, 3498)]
