@@ -37,10 +37,10 @@ def padding_of(layer):
     return padding
 
 
-def dense_matrix(layer):
-    """T (outputs, inputs), block by block, differentiable: T_ij = C_i A_{i-1} .. A_{j+1} B_j for i > j, D_i for i = j,
-    G_i E_{i+1} .. E_{j-1} F_j for i < j."""
-    A, B, C, D, E, F, G = stages_of(layer).values()
+def dense_matrix(layer, stages=None):
+    """T (outputs, inputs) of a layer, or of other stages, block by block, differentiable:
+    T_ij = C_i A_{i-1} .. A_{j+1} B_j for i > j, D_i for i = j, G_i E_{i+1} .. E_{j-1} F_j for i < j."""
+    A, B, C, D, E, F, G = (stages or stages_of(layer)).values()
     T = [[None] * len(D) for _ in D]
     for j in range(len(D)):
         T[j][j] = D[j]

@@ -14,16 +14,10 @@ import benchmark_results
 from benchmark_results import (ResultsFile, Run, digest_arrays, digest_code, keep_file, load_results, lock_results,
                                save_results)
 
-PROJECT = Path(__file__).resolve().parents[1]
 HYPERPARAMETERS = dict(dataset_names=["digits"], training_set_shares=[0.1], model_names=["rank_1"], nb_neurons_list=[5],
                        nb_iterations=3, seed=0, nb_jobs=2)
 RUN = Run("digits", 0.1, "rank_1", 5, 0)
 ENVIRONMENT = {"torch": "2", "numpy": "2", "scikit-learn": "1"}
-
-
-class CallsOsSystem:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
 
 
 def open_file(path, environment=ENVIRONMENT, code="1", data="1", **changes):
@@ -57,22 +51,21 @@ def kept_files(path):
 
 def test_what_is_saved_is_loaded(path):
     file = finished_file(path)
-    assert load_results(path) == file.results
-    with path.open("rb") as opened:
-        assert pickle.load(opened) == file.results
+    assert load_results(path) == pickle.loads(path.read_bytes()) == file.results
     assert [each.name for each in path.parent.iterdir()] == ["benchmark_result.p"]
 
 
 def test_loading_results_imports_no_library():
     subprocess.run([sys.executable, "-c", "import sys, benchmark_results; sys.exit('numpy' in sys.modules)"],
-                   check=True, cwd=PROJECT)
+                   check=True, cwd=Path(benchmark_results.__file__).parent)
 
 
 @pytest.mark.parametrize("content, reason", [
     ("truncated", "benchmark_result.p is refused, it is no intact file of results"),
     (pickle.dumps({"a": 1}), "benchmark_result.p is refused, it holds no results"),
     (pickle.dumps({name: None for name in HYPERPARAMETERS} | {"failures": []}), "'environment'"),
-    (pickle.dumps({"dataset_names": CallsOsSystem()}), f"it wants {os.name}.system, and plain Python data needs none")])
+    # os.system("touch executed")
+    (b"cposix\nsystem\n(S'touch executed'\ntR.", "it wants posix.system, and plain Python data needs none")])
 def test_a_file_that_is_no_results_file_is_kept_and_nothing_in_it_executed(content, reason, path):
     if content == "truncated":
         finished_file(path)
@@ -83,11 +76,6 @@ def test_a_file_that_is_no_results_file_is_kept_and_nothing_in_it_executed(conte
     kept, = kept_files(path)
     assert kept.read_bytes() == content and kept.name in file.message
     assert not Path("executed").exists()
-
-
-def test_a_missing_file_is_a_file_not_found_error(path):
-    with pytest.raises(FileNotFoundError, match="benchmark_result.p does not exist"):
-        load_results(path)
 
 
 def test_only_plain_data_can_be_saved_and_a_failed_save_keeps_the_old_file(path):
@@ -122,15 +110,9 @@ def test_a_link_stays_one_and_what_it_names_is_written_kept_and_locked_and_keeps
     open_file(path, seed=1)
     kept, = target.parent.glob("target_*.p")
     assert load_results(kept) == old.results and load_results(target)["seed"] == 1 and path.is_symlink()
-    with lock_results(path), pytest.raises(ValueError, match="another benchmark.py"), lock_results(target):
-        pass
-
-
-def test_one_sweep_after_the_other_has_the_lock(path):
-    for _ in range(2):
-        with lock_results(path):
-            with pytest.raises(ValueError, match="another benchmark.py is writing"), lock_results(path):
-                pass
+    for _ in range(2):  # one sweep after the other has the lock
+        with lock_results(path), pytest.raises(ValueError, match="another benchmark.py"), lock_results(target):
+            pass
 
 
 # ---- saving while the sweep runs ----
@@ -196,8 +178,7 @@ def test_the_same_sweep_or_a_larger_one_resumes_and_knows_how_much_is_left(path)
 
 @pytest.mark.parametrize("change, reason", [
     (dict(seed=1), "seed was 0, is 1"), (dict(new_hyperparameter=1), "new_hyperparameter was None, is 1"),
-    (dict(environment={**ENVIRONMENT, "torch": "9"}), "another version of torch"),
-    (dict(code="2"), "the code of rank_1 has changed"), (dict(data="2"), "the data of digits have changed")])
+    (dict(environment={**ENVIRONMENT, "torch": "9"}), "another version of torch")])
 def test_another_sweep_keeps_the_old_file_and_starts_afresh(change, reason, path):
     old = finished_file(path)
     new = open_file(path, **change)
@@ -260,8 +241,6 @@ def test_a_data_set_that_is_named_like_another_entry_of_the_results_is_refused(p
         open_file(path, dataset_names=["seed"])
     assert not path.exists()
 
-
-# ---- digests ----
 
 def test_the_digest_of_arrays_is_of_their_dtypes_shapes_values_and_order():
     X, y = np.arange(6.0).reshape(2, 3), np.arange(3)

@@ -34,14 +34,6 @@ def test_values_that_fit_pass():
     check_choice("kind", "b", ("a", "b"))
 
 
-@pytest.mark.parametrize("entry", [nan, -inf, 1j])
-def test_tensors_that_are_not_finite_are_named(entry):
-    with pytest.raises(ValueError, match="matrix has entries that are complex, NaN or infinite"):
-        check_finite(bias=torch.zeros(2), matrix=torch.tensor([0, entry]))
-
-
-# ---- hyperparameters of a script ----
-
 def test_hyperparameters_become_plain_data():
     checked = check_script_hyperparameters(
         dict(a=np.int8(3), b=[np.float32(0.5), None], c=np.bool_(True), d=np.str_("a"), e=((1, "x"), [2]), f=[print],
@@ -63,8 +55,6 @@ def test_hyperparameters_that_cannot_work_are_named(name, value, message):
     with pytest.raises(ValueError, match=f"^{name} {message}"):
         check_script_hyperparameters({"result_file": "r.p", name: value})
 
-
-# ---- the arrays of a data set ----
 
 X_TRAIN, Y_TRAIN, X_TEST, Y_TEST = np.arange(12.).reshape(4, 3), [0, 2, 1, 2], np.zeros((2, 3)), [0, 2]
 

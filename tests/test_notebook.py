@@ -4,7 +4,6 @@ import copy
 import os
 import pickle
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -30,11 +29,9 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
     results = make_results(models=["standard_nn", "ss_1_dim", "ss_2_dim", "rank_1"], nb_iterations=5)
     set_accuracies(results, standard_nn=[0.5] * 5, ss_1_dim=[0.4] * 5, ss_2_dim=[0.75] * 5, rank_1=[0.1] * 5)
     (tmp_path / "benchmark_result.p").write_bytes(pickle.dumps(results))
-    path = [str(PROJECT), os.environ.get("PYTHONPATH")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no start-up files of the user
-    notebook.cells.append(nbformat.v4.new_code_cell("import sys\nprint(sys.prefix)"))
     # Without directories of kernels to search, "python3" is the interpreter that runs this test.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(notebook, km=kernel, timeout=60, resources={"metadata": {"path": str(tmp_path)}})
@@ -42,8 +39,8 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
 
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    table, prefix = [output.text for output in outputs if output.output_type == "stream"]
-    assert table.startswith("digits, share 0.1, 50 neurons\n  model ") and prefix == f"{sys.prefix}\n"
+    table, = [output.text for output in outputs if output.output_type == "stream"]
+    assert table.startswith("digits, share 0.1, 50 neurons\n  model ")
 
     shown = [output.data for output in outputs if "data" in output]
     pictures = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
@@ -53,4 +50,5 @@ def test_notebook_shows_table_figures_and_answer(tmp_path, monkeypatch):
     runs, answer = [[re.findall("<td>(.*?)</td>", row) for row in data["text/html"].split("<tr>")[1:]]
                     for data in shown if "text/html" in data]
     assert len([row for row in runs if row]) == 20
-    assert [(row[3], row[-1]) for row in answer if row] == [("ss_1_dim", "worse"), ("ss_2_dim", "better")]
+    verdicts = [(row[3], *{"better", "worse", "undecided"} & {*row}) for row in answer if row]
+    assert verdicts == [("ss_1_dim", "worse"), ("ss_2_dim", "better")]

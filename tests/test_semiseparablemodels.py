@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
-from torch.nn.utils import prune
-from torch.nn.utils.parametrizations import weight_norm
 
 import semiseparablemodels
 from model_training import get_nb_model_parameters
@@ -30,8 +28,6 @@ EVERY_SIZE = pytest.mark.parametrize("n, outputs, d, m", [
 EVERY_CHUNKING = pytest.mark.parametrize("chunk_size", [None, 3], indirect=True)
 
 
-# ---- the layer is the matrix of its definition ----
-
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 16], indirect=True)
 @EVERY_SIZE
 def test_forward_recursion_and_every_gradient_equal_those_of_the_definition(n, outputs, d, m, chunk_size):
@@ -48,15 +44,6 @@ def test_forward_and_every_gradient_of_large_layers_equal_the_recursion(n, outpu
     layer = make_layer(n, d, m, output_size=outputs)
     assert (layer._chunk_length < layer.nb_states) == (m < n)  # else this tests less than it says
     assert_outputs_and_gradients_equal(layer, layer, layer.recursion)
-
-
-# The rule: sqrt(inputs outputs) of a chunk is at least 32 and at least 4 d, up to the power of two; 128 are one chunk.
-@pytest.mark.parametrize("n, outputs, d, chunk_length, nb_runs", [
-    (128, 128, 1, 128, 1), (129, 129, 1, 32, 2), (160, 160, 1, 32, 1), (129, 129, 20, 128, 2), (784, 256, 4, 32, 2),
-    (70, 290, 3, 16, 3)])
-def test_chunks_are_as_large_as_is_fast_and_equal_ones_share_a_run(n, outputs, d, chunk_length, nb_runs):
-    layer = SemiseparableLayer(n, d, output_size=outputs, initialisation="zeros")
-    assert (layer._chunk_length, len(layer._runs)) == (chunk_length, nb_runs)
 
 
 @pytest.mark.parametrize("n, outputs, d, m", [(1, 1, 1, 1), (144, 144, 5, 12), (22, 13, 3, 1)])
@@ -125,8 +112,6 @@ def test_products_of_small_A_k_underflow_to_zero_and_the_layer_stays_exact(n, dt
     assert nb_denormals() > 0  # there are some to remove
 
 
-# ---- padding ----
-
 @EVERY_CHUNKING
 @pytest.mark.parametrize("initialisation", ["realisation", "direct"])
 def test_padding_is_zero_has_zero_gradients_and_stays_zero_under_adam(initialisation, chunk_size):
@@ -154,19 +139,6 @@ def test_what_stands_in_the_padding_changes_nothing(n, outputs, d, m, chunk_size
         assert_outputs_and_gradients_equal(disturbed, function, by_definition(disturbed))
 
 
-def test_weight_norm_and_pruning_leave_the_layer_what_it_is():
-    layer, u = make_layer(22, 3), random_batch(5, 22)
-    nb_parameters = get_nb_model_parameters(layer)
-    pruned = prune.l1_unstructured(copy.deepcopy(layer), "A", amount=0.)
-    normed = weight_norm(copy.deepcopy(layer), "A")
-    assert get_nb_model_parameters(pruned) == nb_parameters
-    assert get_nb_model_parameters(normed) == nb_parameters + len(normed.parametrizations.A.original0)
-    for other in (pruned, normed):
-        assert_equal(other(u), layer.recursion(u))
-
-
-# ---- sizes and number of parameters ----
-
 @EVERY_SIZE
 def test_number_of_parameters_is_that_of_the_true_entries(n, outputs, d, m):
     layer = SemiseparableLayer(n, d, m, output_size=outputs, initialisation="zeros")
@@ -185,12 +157,9 @@ def test_nets_have_the_published_numbers_of_parameters():
     assert [get_nb_model_parameters(net) for net in nets] == [3910, 1510, 1752, 2220, 2848, 3620, 4520]
 
 
-# ---- arguments and inputs that do not fit ----
-
 @pytest.mark.parametrize("arguments, message", [
     (dict(inputoutput_dim=3), "inputoutput_dim must divide input_size, or output_size if that is smaller, got 3 and 8"),
     (dict(statespace_dim=1.5), "statespace_dim must be an integer of 1 or more, got 1.5"),
-    (dict(output_size=0), "output_size must be an integer of 1 or more, got 0"),
     (dict(initialisation="glorot"), "initialisation must be one of 'realisation', 'direct', 'zeros', got 'glorot'")])
 def test_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):

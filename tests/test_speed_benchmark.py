@@ -2,7 +2,6 @@
 import itertools
 import math
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +27,6 @@ def test_main_measures_all_layers_writes_data_and_a_figure_prints_tables_and_kee
     path.write_bytes(b"old")
     assert speed_benchmark.main() == 0
     result = pickle.loads(path.read_bytes())
-    block = Path(speed_benchmark.__file__).read_text(encoding="utf-8").split("\n# ====")[1]
-    assert list(result["hyperparameters"]) == [line.split(" = ")[0] for line in block.splitlines() if " = " in line]
     assert result["hyperparameters"].items() >= TINY.items()
     assert result["environment"].keys() >= {"torch", "platform", "nb_cores", "nb_threads", "device", "start_time"}
     assert [(row["n"], row["nb_outputs"], row["batch_size"], row["run"], row["layer"]) for row in result["layers"]] == [
