@@ -150,13 +150,13 @@ def compare_with_dense(results):
 
     Runs are paired by iteration, for those of one iteration share the validation split and the order of samples.
 
-    - dataset, share, nb_neurons, model_name, nb_pairs, nb_model_parameters
+    - dataset, share, nb_neurons, model_name, nb_pairs
     - difference_mean: mean over the pairs of the test accuracy minus the dense net's
     - interval_low, interval_high: 95 % t interval of that mean, of this family alone, NaN for fewer than two pairs
-    - parameter_ratio: to the dense net's
     - p_value: of the paired t test, raised as Holm does it for the number of families with the same dataset, share and
       number of neurons; NaN for fewer than five pairs, which are not tested
     - verdict: "better" or "worse" if p_value < 0.05, else "undecided"
+    - nb_model_parameters, parameter_ratio: of the net, and to the dense net's
 
     So where no family differs from the dense net, at most 5 % of the blocks have a verdict; of the intervals of many
     families one misses 0 by chance. Verdicts are about this training and test set. ValueError without a dense net.

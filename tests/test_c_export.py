@@ -153,7 +153,9 @@ def test_weights_of_any_size_stand_in_the_file_exactly(tmp_path):
     layer = nn.Linear(len(weights), 1, bias=False)
     with torch.no_grad():
         layer.weight[0] = torch.tensor(weights)
+    (tmp_path / "net.h").symlink_to("elsewhere.h")
     export_to_c(layer, tmp_path / "net.h")
+    assert (tmp_path / "net.h").is_symlink()
     (array,) = re.findall(r"net_single_layer_weights\[\d+\] = {([^}]*)}", (tmp_path / "net.h").read_text())
     literals = re.findall(r"(-?\d+(?:\.\d+|(?:\.\d+)?e[-+]\d+))f,", array)
     values = np.array([np.float32(literal) for literal in literals])

@@ -103,7 +103,8 @@ def test_low_rank_layer_is_its_dense_matrix(n, outputs, bias, rank):
     assert get_nb_model_parameters(layer) == rank * (n + outputs) + outputs * bias
 
 
-@pytest.mark.parametrize("n, outputs, bias, b", [(12, 12, True, 3), (12, 12, True, 1), (12, 4, False, 4), (6, 9, True, 3)])
+@pytest.mark.parametrize("n, outputs, bias, b", [
+    (12, 12, True, 3), (12, 12, True, 1), (12, 4, False, 4), (6, 9, True, 3)])
 def test_monarch_layer_is_its_dense_matrix(n, outputs, bias, b):
     layer = MonarchLayer(n, b, output_size=outputs, bias=bias, dtype=torch.float64)
     p, q = n // b, outputs // b

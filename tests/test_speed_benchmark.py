@@ -38,7 +38,8 @@ def test_main_measures_all_layers_writes_data_and_a_figure_prints_tables_and_kee
     assert kept.read_bytes() == b"old"
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     headings = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")]
-    assert headings == ["layers, ms:", "layers, ratio:", "epochs, ms:", "memory, extra_megabytes:", "initialisation, ms:"]
+    assert headings == ["layers, ms:", "layers, ratio:", "epochs, ms:", "memory, extra_megabytes:",
+                        "initialisation, ms:"]
 
 
 def test_layers_take_turns_and_a_ratio_is_the_median_of_the_dense_layer_divided_by_that_of_the_layer(path, monkeypatch):
