@@ -109,14 +109,15 @@ def make_page(numbers):
     """docs/results.md (str). The template names a net "tuned 200 ss_1_dim", on other data "tuned digits 1 50 ss_1_dim",
     a difference by question and net, and verdicts on SSS nets and tables by question, protocol and number of runs."""
     nets, comparisons = {name_net(row): row for row in numbers["nets"]}, numbers["comparisons"]
+    accuracies = {name: "{test_accuracy_mean:.3f} ± {test_accuracy_sd:.3f}".format(**row) for name, row in nets.items()}
     verdicts, tables = {}, {}
     for row in comparisons:
         question = f"{row['question']}, {row['protocol']}, n = {row['nb_pairs']}"
         verdicts.setdefault(question, []).extend([row["verdict"]] * row["model_name"].startswith("ss_"))
-        tables.setdefault(re.sub(":[^,]*", "", question), []).extend(make_cells(nets, row))
+        tables.setdefault(re.sub(":[^,]*", "", question), []).extend(make_cells(nets, accuracies, row))
     halves = [row["halves"] for row in comparisons if row["verdict"] != "undecided"]
     return TEMPLATE.read_text(encoding="utf-8").format(
-        accuracy={name: format_accuracy(row) for name, row in nets.items()},
+        accuracy=accuracies,
         difference={f"{row['question']}, {name_net(row)}": format_difference(row) for row in comparisons},
         verdicts={question: f"better in {found.count('better')} and worse in {found.count('worse')} of {len(found)}"
                   for question, found in verdicts.items()},
@@ -132,7 +133,7 @@ def name_net(row):
     return f"{row['protocol']} {where}{row['nb_neurons']} {row['model_name']}"
 
 
-def make_cells(nets, row):
+def make_cells(nets, accuracies, row):
     """(row, column, text) of table cells with a comparison: the difference, and the net that it is taken from."""
     net, baseline = nets[name_net(row)], nets[name_net(
         {**row, "nb_neurons": row["baseline_neurons"], "model_name": row["baseline_name"]})]
@@ -144,7 +145,7 @@ def make_cells(nets, row):
     column = f"{row['dataset']}, share {row['share']:g}, {row['nb_neurons']} neurons"
     if row["baseline_name"] != DENSE:
         return [(f"{name} minus {baseline_name}", column, text)]
-    return [("dense", column, format_accuracy(baseline) + format_rate(baseline)),
+    return [("dense", column, accuracies[name_net(baseline)] + format_rate(baseline)),
             (name, column, text + format_rate(net))]
 
 
@@ -155,10 +156,6 @@ def format_table(cells):
     lines = [["", *columns], ["---", *["---:"] * len(columns)],
              *([row, *(texts.get((row, column), "–") for column in columns)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def format_accuracy(row):
-    return f"{row['test_accuracy_mean']:.3f} ± {row['test_accuracy_sd']:.3f}"
 
 
 def format_difference(row):

@@ -20,35 +20,36 @@ def make_panels(titles, x_label, y_label):
     figure = make_figure(10 if len(titles) > 1 else 7, 4.5)
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for ax, title in zip(axes, titles):
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel(x_label, fontsize=9)
+        ax.set_title(title)
+        ax.set_xlabel(x_label)
         ax.grid(alpha=0.25)
-        ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(y_label, fontsize=9)
+    axes[0].set_ylabel(y_label)
     return figure, axes
 
 
 def plot(ax, x, y, half_widths, model_name, line_style, name=None, **style):
     """Points with bars; the last one, for write_labels: name, x, y, colour."""
     color = get_family_style(re.sub(r"standard_as_ss_(\d+)", r"ss_\1_dim", model_name))["color"]
-    ax.errorbar(x, y, half_widths, fmt=line_style, color=color, elinewidth=0.6, markersize=5, **style)
+    ax.errorbar(x, y, half_widths, fmt=line_style, color=color, ecolor=(color, 0.5), elinewidth=0.8, markersize=5,
+                **style)
     return name or format_family(model_name), max(x), y[-1], color
 
 
 def draw_widths(nets):
     """Test accuracy against number of parameters, a line per structure, a panel per protocol."""
-    figure, axes = make_panels(nets["protocol"].unique(), "parameters", "test accuracy")
+    protocols = ["as in the paper", "tuned"]
+    figure, axes = make_panels(protocols, "parameters", "test accuracy")
     nets = nets[nets["model_name"].str.fullmatch(r"standard_nn|ss_\d_dim|rank_8|monarch_\d+")]
-    for (_, panel), ax in zip(nets.sort_values("nb_model_parameters").groupby("protocol", sort=False), axes):
-        names = panel["model_name"].map(format_family).str.replace(r"Monarch \d+", "Monarch", regex=True)
+    nets = nets.sort_values("nb_model_parameters").set_index("protocol")
+    for protocol, ax in zip(protocols, axes):
+        names = nets.loc[protocol, "model_name"].map(format_family).str.replace(r"Monarch \d+", "Monarch", regex=True)
         ends = [plot(ax, *line[["nb_model_parameters", "test_accuracy_mean", "interval_half_width"]].to_numpy().T,
                      line["model_name"].iloc[0], ".-", name, linewidth=2 if name == "dense" else 1.2)
-                for name, line in panel.groupby(names)]
+                for name, line in nets.loc[protocol].groupby(names.to_numpy())]
         ax.set_xscale("log")
         ax.set_xticks([1e3, 2e3, 5e3, 1e4, 2e4, 5e4], ["1k", "2k", "5k", "10k", "20k", "50k"])
-        ax.set_xlim(None, 1.5e5)
-        write_labels(ax, 6e4, ends)
+        write_labels(ax, ax.get_xlim()[1], ends)
     return figure
 
 
@@ -80,7 +81,5 @@ def draw_differences(nets, comparisons):
                        mfc="white" if row.verdict == "undecided" else None)
                   for row in rows[rows["nb_neurons"] == nb_neurons].itertuples()]
         ax.axhline(0, color="#000000", linewidth=1)
-        low, high = ax.get_xlim()
-        ax.set_xlim(low, high + 0.3 * (high - low))
-        write_labels(ax, high + 0.05 * (high - low), points)
+        write_labels(ax, ax.get_xlim()[1], points)
     return figure

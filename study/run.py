@@ -32,7 +32,6 @@ def part_of(load_data, nb_training, nb_test, **arguments):
     return load
 
 
-# ======================================================================================================================
 # Settings; all other hyperparameters, such as nb_jobs, are those at the top of benchmark.py
 
 PROTOCOLS = {
@@ -56,7 +55,6 @@ GROUPS = {  # data, shares, numbers of neurons, families, iterations in each pro
     "cifar10": (part_of(datasets.load_cifar10_data, 400, 400, check_sums=False), [1.0], [50], FAMILIES, FEW),
     "hand_posture": (part_of(datasets.load_hand_posture_data, 2204, 552), [1.0], [50], FAMILIES, FEW),
 }
-# ======================================================================================================================
 
 
 def make_sweeps():
@@ -87,6 +85,7 @@ def main():
         print(f"study: nothing is written; not complete, see above: {', '.join(incomplete)}", file=sys.stderr)
         return 2
     write_documents(study, FOLDER, DOCS_FOLDER)
+    print(f"study: complete, {len(sweeps)} sweeps; {DOCS_FOLDER / 'results.md'} is written")
     return 0
 
 
