@@ -114,7 +114,7 @@ def make_page(numbers):
     for row in comparisons:
         question = f"{row['question']}, {row['protocol']}, n = {row['nb_pairs']}"
         verdicts.setdefault(question, []).extend([row["verdict"]] * row["model_name"].startswith("ss_"))
-        tables.setdefault(re.sub(":[^,]*", "", question), []).extend(make_cells(nets, accuracies, row))
+        tables.setdefault(re.sub(":.*", "", question), []).extend(make_cells(nets, accuracies, row))
     halves = [row["halves"] for row in comparisons if row["verdict"] != "undecided"]
     return TEMPLATE.read_text(encoding="utf-8").format(
         accuracy=accuracies,
@@ -140,8 +140,10 @@ def make_cells(nets, accuracies, row):
     name, baseline_name = (format_family(net["model_name"]) for net in (net, baseline))
     text, name = format_difference(row), re.sub(r"Monarch \d+", "Monarch", name)
     if row["question"].startswith("equal size"):
-        return [(f"{name} of {net['nb_neurons']}, {net['nb_model_parameters']:,.0f}", row["question"].split(": ")[1],
-                 f"{text} ({baseline_name} of {baseline['nb_neurons']}, {baseline['nb_model_parameters']:,.0f})")]
+        sss, other = (f"{format_family(net['model_name'])} of {net['nb_neurons']}, {net['nb_model_parameters']:,.0f}"
+                      for net in (net, baseline))
+        competitor = row["question"].split(": ")[1]
+        return [(sss, competitor, other), (sss, f"minus {competitor}, {row['protocol']}", text)]
     column = f"{row['dataset']}, share {row['share']:g}, {row['nb_neurons']} neurons"
     if row["baseline_name"] != DENSE:
         return [(f"{name} minus {baseline_name}", column, text)]

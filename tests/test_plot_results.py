@@ -149,7 +149,6 @@ def test_accuracy_shows_runs_means_and_intervals_joined_in_order_of_size_with_th
         ends = [stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)) for values in runs.values()]
         assert all(ax.viewLim.contains(*xy) for xy in dashes) and not ax.viewLim.containsy(np.max(ends))
         assert np.array(bars) == pytest.approx(np.column_stack([list(runs), ends]))
-    assert len(plot_accuracy(results, ["ss_1_dim"]).legends[0].legend_handles) == 1
 
 
 def test_differences_show_the_rows_of_the_comparison_with_bars_from_five_pairs_on():
