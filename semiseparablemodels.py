@@ -397,7 +397,7 @@ class _ApplyChunks(torch.autograd.Function):
 
 
 def _recur(states, matrices, added, reverse=False):
-    """In place states[k + 1], with reverse states[k - 1], = matrices[k] states[k] + added[k]; matrices are (K, d, d)."""
+    """In place states[k + 1], or if reverse [k - 1], = matrices[k] states[k] + added[k]; matrices are (K, d, d)."""
     stages = list(zip(states.unbind(), matrices.unbind(), added.unbind()))[::-1 if reverse else 1]
     for (state, matrix, addend), (next_state, _, _) in pairwise(stages):
         torch.addmm(addend, matrix, state, out=next_state)

@@ -31,8 +31,7 @@ def make_panels(titles, x_label, y_label):
 def plot(ax, x, y, half_widths, model_name, line_style, name=None, **style):
     """Points with bars; the last one, for write_labels: name, x, y, colour."""
     color = get_family_style(re.sub(r"standard_as_ss_(\d+)", r"ss_\1_dim", model_name))["color"]
-    ax.errorbar(x, y, half_widths, fmt=line_style, color=color, ecolor=(color, 0.5), elinewidth=0.8, markersize=5,
-                **style)
+    ax.errorbar(x, y, half_widths, fmt=line_style, color=color, ecolor=(color, 0.5), elinewidth=0.8, **style)
     return name or format_family(model_name), max(x), y[-1], color
 
 
