@@ -52,7 +52,7 @@ FAMILY_STYLES = {
     "rank_1": {"color": "#d55e00", "marker": "X"},
 }
 # The first of the larger ones, its colour, and the lighter one that the others approach.
-SHADES = {"ss_#_dim": (6, "#a3189c", "#ffc9ec"), "rank_#": (2, "#8a3b00", "#ffd9b8")}
+SHADES = {"ss_#_dim": (6, "#a3189c", "#ffc9ec"), "rank_#": (2, "#8a3b00", "#e39a63")}
 OTHER_COLORS = ("#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
 OTHER_MARKERS = ("<", ">", "*", "p", "d", "8", "h")
 

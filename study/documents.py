@@ -12,8 +12,7 @@ from plot_results import DENSE, IDENTITY, compare_in_pairs, format_family, resul
 from semiseparablemodels import SemiseparableLayer
 from study.figures import draw_figures
 
-PAPER, TUNED = "as in the paper", "tuned"
-NB_CLASSES = {"pendigits": 10, "digits": 10, "mnist": 10, "cifar10": 10, "hand_posture": 5}
+TITLES = {"hand_posture": "hand postures", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NET = ["protocol", *IDENTITY]
 TEMPLATE = Path(__file__).with_name("results_template.md")
 COMPETITORS = {"dense": DENSE, "low rank": r"rank_\d+", "Monarch": r"monarch_\d+"}  # at equal size, by their names
@@ -22,16 +21,16 @@ COMPETITORS = {"dense": DENSE, "low rank": r"rank_\d+", "Monarch": r"monarch_\d+
 def write_documents(study, numbers_folder, docs_folder):
     """results.json, and results.md with its figures, of the results of complete sweeps, of one learning rate each."""
     numbers = make_numbers(study)
-    draw_figures(numbers, docs_folder)
     (docs_folder / "results.md").write_text(make_page(numbers), encoding="utf-8")
+    draw_figures(numbers, docs_folder)
     (numbers_folder / "results.json").write_text(json.dumps(numbers).replace("}, {", "},\n{") + "\n", encoding="utf-8")
 
 
 def make_numbers(study):
     """All that the page and the figures show, as plain data.
 
-    - nets: what the runs of each say at its learning rate; by_rate: {rate: mean validation and mean test accuracy}
-    - comparisons: rows of compare_in_pairs, with the mean difference in either half of the iterations
+    - nets: accuracies at the chosen learning rate; by_rate: {rate: mean validation and mean test accuracy}
+    - comparisons: see compare_nets; halves: the mean difference in either half of the iterations
     - initial_scales: {d: root mean square of the initial matrix of SSS-d of 200 neurons, over a Glorot-uniform one's}
     """
     runs = collect_runs(study)
@@ -56,10 +55,12 @@ def collect_runs(study):
     """All runs at all rates; one whose loss became NaN has the accuracy of a guess."""
     rows = []
     for results in study:
-        common = {"protocol": PAPER if results["softmax_twice"] else TUNED, "learning_rate": results["learning_rate"]}
-        diverged = [{**failure, "best_val_accuracy": guess, "test_accuracy": guess} for failure in results["failures"]
-                    for guess in [1 / NB_CLASSES[failure["dataset"]]]]
-        rows += [{**common, **row} for row in [*results_to_dataframe(results).to_dict("records"), *diverged]]
+        protocol = "as in the paper" if results["softmax_twice"] else "tuned"
+        common = {"protocol": protocol, "learning_rate": results["learning_rate"]}
+        rows += [{**common, **row} for row in results_to_dataframe(results).to_dict("records")]
+        for failure in results["failures"]:
+            guess = 1 / (5 if failure["dataset"] == "hand_posture" else 10)  # classes
+            rows.append({**common, **failure, "best_val_accuracy": guess, "test_accuracy": guess})
     return pd.DataFrame(rows)
 
 
@@ -82,6 +83,7 @@ def compare_nets(runs):
             differences, half = accuracies[nets] - accuracies[baselines].to_numpy(), len(accuracies) // 2
             rows += [{**dict(zip(NET, (*setting, *net))), "question": question, **table.loc[net].to_dict(),
                       "baseline_neurons": baseline[0], "baseline_name": baseline[1],
+                      "parameter_ratio": sizes[net] / sizes[baseline],
                       "halves": [differences[net][:half].mean(), differences[net][half:].mean()]}
                      for net, baseline in pairs]
     return rows
@@ -95,7 +97,8 @@ def get_pairs(sizes, at_equal_size):
         controls = [name for name in names if name.startswith("standard")]
         alike = [(f"ss_{d}_dim", f"standard_as_ss_{d}") for d in (1, 2, 5) if f"standard_as_ss_{d}" in controls]
         for question, pairs in (("structure", [(name, DENSE) for name in names if name not in controls]),
-                                ("initial matrix", [(name, DENSE) for name in controls]), ("initial matrix", alike)):
+                                ("initial matrix", [(name, DENSE) for name in controls]),
+                                ("same initial matrix", alike)):
             lists.append((question, [((n, name), (n, baseline)) for name, baseline in pairs]))
     for competitor, pattern in COMPETITORS.items() if at_equal_size else ():
         others = [net for net in sizes if re.fullmatch(pattern, net[1])]
@@ -113,18 +116,20 @@ def make_page(numbers):
     verdicts, tables = {}, {}
     for row in comparisons:
         question = f"{row['question']}, {row['protocol']}, n = {row['nb_pairs']}"
-        verdicts.setdefault(question, []).extend([row["verdict"]] * row["model_name"].startswith("ss_"))
-        tables.setdefault(re.sub(":.*", "", question), []).extend(make_cells(nets, accuracies, row))
-    halves = [row["halves"] for row in comparisons if row["verdict"] != "undecided"]
+        if row["model_name"].startswith("ss_"):
+            verdicts.setdefault(question, []).append(row["verdict"])
+        tables.setdefault(question.split(":")[0], []).extend(make_cells(nets, accuracies, row))
+    tables["equal size"].sort(key=lambda cell: cell[1].removeprefix("minus ").lower())  # columns by structure
     return TEMPLATE.read_text(encoding="utf-8").format(
         accuracy=accuracies,
         difference={f"{row['question']}, {name_net(row)}": format_difference(row) for row in comparisons},
         verdicts={question: f"better in {found.count('better')} and worse in {found.count('worse')} of {len(found)}"
                   for question, found in verdicts.items()},
-        nb_verdicts=len(halves), nb_same=sum(first * second > 0 for first, second in halves),
+        halves={f"{row['question']}, {name_net(row)}": "{:+.3f} and {:+.3f}".format(*row["halves"]).replace("-", "−")
+                for row in comparisons},
         tables={table: format_table(cells) for table, cells in tables.items()},
         rates=format_table([(format_family(row["model_name"]), rate, f"{accuracy:.3f}") for name, row in nets.items()
-                            if name.startswith(f"{TUNED} 50 ") for rate, (_, accuracy) in row["by_rate"].items()]),
+                            if name.startswith("tuned 50 ") for rate, (_, accuracy) in row["by_rate"].items()]),
         **{key: numbers[key] for key in ("nb_runs", "nb_diverged", "hours")})
 
 
@@ -144,7 +149,7 @@ def make_cells(nets, accuracies, row):
                       for net in (net, baseline))
         competitor = row["question"].split(": ")[1]
         return [(sss, competitor, other), (sss, f"minus {competitor}, {row['protocol']}", text)]
-    column = f"{row['dataset']}, share {row['share']:g}, {row['nb_neurons']} neurons"
+    column = f"{TITLES.get(row['dataset'], row['dataset'])}, share {row['share']:g}, {row['nb_neurons']} neurons"
     if row["baseline_name"] != DENSE:
         return [(f"{name} minus {baseline_name}", column, text)]
     return [("dense", column, accuracies[name_net(baseline)] + format_rate(baseline)),
@@ -167,7 +172,6 @@ def format_difference(row):
     return text if row["verdict"] == "undecided" else f"**{text}**"
 
 
-def format_rate(row):
-    """Nothing where there is no choice, else the chosen rate, with † at an end of the grid."""
+def format_rate(row):  # † at an end of the grid
     rates = [float(rate) for rate in row["by_rate"]]
     return f", {row['learning_rate']:g}{'†' * (row['learning_rate'] in (rates[0], rates[-1]))}" if rates[1:] else ""

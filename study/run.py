@@ -1,9 +1,7 @@
-"""The study: do nets with a structured hidden matrix test better than dense ones, why, and than which?
+"""The study: do nets with a structured hidden matrix test better than dense ones, if so why, and better than which?
 
-    python -m study.run
-
-from the top folder runs the sweeps below with benchmark.py, each into a file of its own in this folder. When all are
-complete, documents.py writes docs/results.md, its figures, and results.json. Started again it continues.
+`python -m study.run` from the top folder runs the sweeps below with benchmark.py, each into a file of its own in this
+folder. When all are complete it writes docs/results.md, its figures, and results.json. Started again it continues.
 """
 
 import signal
@@ -73,13 +71,11 @@ def main():
     sweeps, study, incomplete = make_sweeps(), [], []
     for i, sweep in enumerate(sweeps, start=1):
         print(f"sweep {i} of {len(sweeps)}", flush=True)
-        exit_status = benchmark.main({**benchmark.get_hyperparameters(), **sweep})
-        if exit_status == 130:
+        if (exit_status := benchmark.main({**benchmark.get_hyperparameters(), **sweep})) == 130:
             return exit_status
-        study += [load_results(sweep["result_file"])] if exit_status < 2 else []
+        study.append({"failures": [{"reason": ""}]} if exit_status == 2 else load_results(sweep["result_file"]))
         # A loss that becomes NaN is a result of a high learning rate, and counted as one.
-        if exit_status == 2 or not all(failure["reason"].startswith("FloatingPointError")
-                                       for failure in study[-1]["failures"]):
+        if not all(failure["reason"].startswith("FloatingPointError") for failure in study[-1]["failures"]):
             incomplete.append(Path(sweep["result_file"]).name)
     if incomplete:
         print(f"study: nothing is written; not complete, see above: {', '.join(incomplete)}", file=sys.stderr)
