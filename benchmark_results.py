@@ -11,6 +11,7 @@ import inspect
 import os
 import pickle
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -62,8 +63,7 @@ def load_results(path="benchmark_result.p"):
     try:
         with path.open("rb") as file:
             results = _PlainUnpickler(file).load()
-    # Malformed pickles raise exceptions of many types.
-    except Exception as problem:
+    except Exception as problem:  # of many types, for malformed pickles
         raise ValueError(f"{path} is refused, it is no intact file of results: {problem}") from problem
     if not isinstance(results, dict) or not all(name in results for name in (*SWEEP_LISTS, "failures")):
         raise ValueError(f"{path} is refused, it holds no results of benchmark.py")
@@ -97,13 +97,13 @@ def written_beside(path):
 
 
 def keep_file(path):
-    """Give a file that is to be replaced another name, with its time; that path, None if there is no file."""
+    """Copy a file that is to be replaced, under a name with its time; that path, None if there is no file."""
     if not (path := Path(os.path.realpath(path))).exists():
         return None
     kept = path.with_stem(f"{path.stem}_{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d_%H-%M-%S}")
     while kept.exists():
         kept = kept.with_stem(f"{kept.stem}_")
-    return path.rename(kept)
+    return shutil.copy2(path, kept)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Many runs at a time, in processes on this machine or on a Dask cluster, by one loop of concurrent.futures.
 
 A run is a hashable tuple with a readable str(). What it does is the caller's business: `make_run(run, data, settings)`
-returns its result, a dict, or raises. Workers find make_run by its name, so it is a function of a module, not of the
-script that was started. The data are with the workers: in files that they map into their memory, or on the cluster.
+returns its result, a dict, or raises. Workers find it by its name, so it is a function of a module, not of the script.
 """
 
 import multiprocessing
@@ -18,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
@@ -140,7 +138,10 @@ def _prepare_processes(stack, data):
             executor.shutdown()
 
     def open_worker():  # a pool of one process: if that is killed, no other run is lost with its own
-        executors.append(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)))
+        try:
+            executors.append(ProcessPoolExecutor(1, context, _end_with_main_process, (folder,)))
+        except OSError as problem:
+            raise OSError(f"locks of processes need a writable /dev/shm, nb_jobs = 1 needs none ({problem})") from problem
         return _Worker(executors[-1].submit, files)
     stack.callback(stop)
     start_fork_server()
@@ -151,7 +152,7 @@ def _prepare_processes(stack, data):
 def _hidden_main_module():
     """A process that starts now does not import the main script, which may be a notebook or have no main guard."""
     main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")  # where multiprocessing looks for what to import
+    sys.modules["__main__"] = type(main)("__main__")  # where multiprocessing looks for what to import
     try:
         yield
     finally:

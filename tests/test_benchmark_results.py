@@ -110,6 +110,7 @@ def test_a_link_stays_one_and_what_it_names_is_written_kept_and_locked_and_keeps
     open_file(path, seed=1)
     kept, = target.parent.glob("target_*.p")
     assert load_results(kept) == old.results and load_results(target)["seed"] == 1 and path.is_symlink()
+    assert {file.stat().st_mode & 0o777 for file in (kept, target)} == {0o664}
     for _ in range(2):  # one sweep after the other has the lock
         with lock_results(path), pytest.raises(ValueError, match="another benchmark.py"), lock_results(target):
             pass

@@ -78,6 +78,15 @@ def test_workers_killed_while_idle_are_replaced(monkeypatch):
     assert dict(make_runs(power, RUNS, DATA, {"name": "power"}, 2)) == RESULTS
 
 
+def test_without_locks_for_processes_the_remedy_is_named(monkeypatch):
+    def raise_error(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("parallel_runs.ProcessPoolExecutor", raise_error)
+    with pytest.raises(OSError, match=r"/dev/shm, nb_jobs = 1 .*Read-only"):
+        next(make_runs(power, RUNS, DATA, {"name": "power"}, 2))
+
+
 MODULE = """
 import os, time
 
