@@ -197,6 +197,11 @@ def compare_in_pairs(accuracies, baselines):
     return table
 
 
+def get_half_width(sd, nb_runs):
+    """Half of the 95 % t interval of a mean over runs, of their sample standard deviation; numbers or columns."""
+    return scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, nb_runs - 1) * sd / np.sqrt(nb_runs)
+
+
 def make_figure(width, height):
     """A matplotlib Figure that a notebook displays when it ends a cell, without pyplot and its global state."""
     if not {"matplotlib", "IPython"} & sys.modules.keys():  # it needs no backend, and an unknown one fails the import
@@ -332,9 +337,8 @@ def plot_accuracy(results):
     parameters. The axis is logarithmic where it spans more than a factor of four.
     """
     runs, table = results_to_dataframe(results), summary_table(results).dropna(subset=["test_accuracy_mean"])
-    quantiles = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, table["nb_runs"] - 1)
     points = table.assign(x=table["nb_model_parameters"], y=table["test_accuracy_mean"], is_filled=True,
-                          half_width=quantiles * table["test_accuracy_sd"] / np.sqrt(table["nb_runs"]))
+                          half_width=get_half_width(table["test_accuracy_sd"], table["nb_runs"]))
     return _plot_against_size(
         results, points, runs.assign(x=runs["nb_model_parameters"], y=runs["test_accuracy"]), None,
         "Model parameters (count)", "Test accuracy (fraction of samples)",

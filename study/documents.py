@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from scipy.stats import t
 
-from plot_results import DENSE, IDENTITY, compare_in_pairs, format_family, results_to_dataframe
+from plot_results import DENSE, IDENTITY, compare_in_pairs, format_family, get_half_width, results_to_dataframe
 from semiseparablemodels import SemiseparableLayer
 from study.figures import draw_figures
 
@@ -39,7 +38,7 @@ def make_numbers(study):
         nb_model_parameters=("nb_model_parameters", "first"), learning_rate=("learning_rate", "first"),
         nb_runs=("iteration", "count"), epochs_mean=("nb_epochs", "mean"), test_accuracy_mean=("test_accuracy", "mean"),
         test_accuracy_sd=("test_accuracy", "std"))
-    nets["interval_half_width"] = t.ppf(0.975, nets["nb_runs"] - 1) * nets["test_accuracy_sd"] / nets["nb_runs"] ** 0.5
+    nets["interval_half_width"] = get_half_width(nets["test_accuracy_sd"], nets["nb_runs"])
     means = runs.groupby([*NET, "learning_rate"])[["best_val_accuracy", "test_accuracy"]].mean()
     nets["by_rate"] = [{f"{rate:g}": list(accuracies) for rate, *accuracies in means.xs(net).itertuples()}
                        for net in nets.index]
@@ -95,16 +94,15 @@ def get_pairs(sizes, at_equal_size):
     for n in dict.fromkeys(nb_neurons for nb_neurons, _ in sizes):
         names = [name for nb_neurons, name in sizes if nb_neurons == n and name != DENSE]
         controls = [name for name in names if name.startswith("standard")]
-        alike = [(f"ss_{d}_dim", f"standard_as_ss_{d}") for d in (1, 2, 5) if f"standard_as_ss_{d}" in controls]
+        alike = [(re.sub(r"standard_as_(ss_\d+)", r"\1_dim", name), name) for name in controls if "_as_" in name]
         for question, pairs in (("structure", [(name, DENSE) for name in names if name not in controls]),
                                 ("initial matrix", [(name, DENSE) for name in controls]),
                                 ("same initial matrix", alike)):
             lists.append((question, [((n, name), (n, baseline)) for name, baseline in pairs]))
     for competitor, pattern in COMPETITORS.items() if at_equal_size else ():
-        others = [net for net in sizes if re.fullmatch(pattern, net[1])]
         lists.append((f"equal size: {competitor}", [
-            (net, max(smaller, key=sizes.get)) for net in sizes if net[1].startswith("ss_")
-            and (smaller := [other for other in others if sizes[other] <= sizes[net]])]))
+            (net, max(smaller, key=sizes.get)) for net in sizes if net[1].startswith("ss_") and (smaller := [
+                other for other in sizes if re.fullmatch(pattern, other[1]) and sizes[other] <= sizes[net]])]))
     return [(question, pairs) for question, pairs in lists if pairs]
 
 
@@ -113,6 +111,7 @@ def make_page(numbers):
     a difference by question and net, and verdicts on SSS nets and tables by question, protocol and number of runs."""
     nets, comparisons = {name_net(row): row for row in numbers["nets"]}, numbers["comparisons"]
     accuracies = {name: "{test_accuracy_mean:.3f} ± {test_accuracy_sd:.3f}".format(**row) for name, row in nets.items()}
+    by_net = {f"{row['question']}, {name_net(row)}": row for row in comparisons}
     verdicts, tables = {}, {}
     for row in comparisons:
         question = f"{row['question']}, {row['protocol']}, n = {row['nb_pairs']}"
@@ -122,11 +121,10 @@ def make_page(numbers):
     tables["equal size"].sort(key=lambda cell: cell[1].removeprefix("minus ").lower())  # columns by structure
     return TEMPLATE.read_text(encoding="utf-8").format(
         accuracy=accuracies,
-        difference={f"{row['question']}, {name_net(row)}": format_difference(row) for row in comparisons},
+        difference={name: format_difference(row) for name, row in by_net.items()},
         verdicts={question: f"better in {found.count('better')} and worse in {found.count('worse')} of {len(found)}"
                   for question, found in verdicts.items()},
-        halves={f"{row['question']}, {name_net(row)}": "{:+.3f} and {:+.3f}".format(*row["halves"]).replace("-", "−")
-                for row in comparisons},
+        halves={name: "{:+.3f} and {:+.3f}".format(*row["halves"]).replace("-", "−") for name, row in by_net.items()},
         tables={table: format_table(cells) for table, cells in tables.items()},
         rates=format_table([(format_family(row["model_name"]), rate, f"{accuracy:.3f}") for name, row in nets.items()
                             if name.startswith("tuned 50 ") for rate, (_, accuracy) in row["by_rate"].items()]),

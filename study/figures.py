@@ -30,7 +30,7 @@ def plot(ax, x, y, half_widths, model_name, line_style, name=None, **style):
     """Points with bars; the last one, for write_labels: name, x, y, colour."""
     color = get_family_style(model_name)["color"]
     ax.errorbar(x, y, half_widths, fmt=line_style, color=color, ecolor=(color, 0.5), elinewidth=0.8, **style)
-    return name or format_family(model_name), max(x), y[-1], color
+    return name or format_family(model_name), x[-1], y[-1], color
 
 
 def draw_widths(nets):

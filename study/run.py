@@ -73,9 +73,11 @@ def main():
         print(f"sweep {i} of {len(sweeps)}", flush=True)
         if (exit_status := benchmark.main({**benchmark.get_hyperparameters(), **sweep})) == 130:
             return exit_status
-        study.append({"failures": [{"reason": ""}]} if exit_status == 2 else load_results(sweep["result_file"]))
+        results = load_results(sweep["result_file"]) if exit_status < 2 else None
         # A loss that becomes NaN is a result of a high learning rate, and counted as one.
-        if not all(failure["reason"].startswith("FloatingPointError") for failure in study[-1]["failures"]):
+        if results and all(failure["reason"].startswith("FloatingPointError") for failure in results["failures"]):
+            study.append(results)
+        else:
             incomplete.append(Path(sweep["result_file"]).name)
     if incomplete:
         print(f"study: nothing is written; not complete, see above: {', '.join(incomplete)}", file=sys.stderr)
